@@ -1,0 +1,1 @@
+"""pulsar: serve any protocol on sockets."""
