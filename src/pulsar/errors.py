@@ -29,6 +29,14 @@ class FrameTooLarge(ProtocolError):
     """A frame grew past the cap of its framer before it was complete."""
 
 
+class IncompleteFrame(ProtocolError):
+    """The stream ended inside a frame."""
+
+
+class InvalidMessage(PulsarException, ValueError):
+    """A message that cannot be put into a frame of the framer it was given to."""
+
+
 class FlowControlError(PulsarException, RuntimeError):
     """``pause_writing`` or ``resume_writing`` called twice in a row."""
 

@@ -1,0 +1,581 @@
+/* Load generator for the benchmarks: closed loops over TCP, Unix sockets and UDP, an open UDP
+ * loop, connection churn, and idle connections. One thread, one epoll.
+ *
+ * Owns: making load, checking every echoed byte, counting and timing the answers.
+ * Leaves: starting servers, their CPU time and every comparison to run.py.
+ *
+ * It connects to 127.0.0.0/8, ::1 or a Unix path, and refuses any other address.
+ *
+ * The run has a warm-up and a measured phase. Each ends only when everything in flight was
+ * answered, so that whoever reads the server's CPU clock between them (--wait) charges it with
+ * exactly the messages counted here.
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <getopt.h>
+#include <inttypes.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { EVENTS = 256, READ_SIZE = 256 * 1024, OPENING = 64, SOURCES = 4096 };
+
+#define SECOND UINT64_C(1000000000)
+/* How long the end of a phase waits for answers that are still in flight. */
+#define PATIENCE (5 * SECOND)
+
+enum mode { TCP, CHURN, IDLE, UDP, UDP_OPEN };
+
+static const char *const MODES[] = {"tcp", "churn", "idle", "udp", "udp-open"};
+
+static struct {
+    enum mode mode;
+    struct sockaddr_storage address;
+    socklen_t address_size;
+    size_t connections, size;
+    double seconds, warmup, rate;
+    uint64_t timeout;
+    bool wait, reset;
+    const char *end;
+} options = {
+    .connections = 64, .size = 64, .seconds = 1, .warmup = 0.2, .timeout = SECOND / 5, .end = ""};
+
+struct connection {
+    int fd; /* -1: closed */
+    bool busy;
+    size_t sent, received;
+    uint64_t started; /* when the message was sent, or the connection begun */
+    uint64_t sequence;
+};
+
+/* Log-linear latency buckets: 64 per power of two, so that a bucket is 1.6 % wide. */
+enum { FINE = 6, BUCKETS = (65 - FINE) << FINE };
+
+static struct {
+    uint64_t messages, errors, lost, late, sent, skipped;
+    uint64_t started, finished, longest;
+    uint64_t buckets[BUCKETS];
+} stats;
+
+static int poller;
+static struct connection *connections;
+static size_t busy, opened;
+static char *message, input[READ_SIZE];
+
+static void die(const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    fputs("load: ", stderr);
+    vfprintf(stderr, format, arguments);
+    fputc('\n', stderr);
+    va_end(arguments);
+    exit(2);
+}
+
+static uint64_t now(void) {
+    struct timespec clock;
+    clock_gettime(CLOCK_MONOTONIC, &clock);
+    return (uint64_t)clock.tv_sec * SECOND + (uint64_t)clock.tv_nsec;
+}
+
+/* ---- figures ---- */
+
+static size_t bucket_of(uint64_t nanoseconds) {
+    if (nanoseconds < 1 << FINE)
+        return nanoseconds;
+    unsigned shift = 63 - FINE - (unsigned)__builtin_clzll(nanoseconds);
+    return ((size_t)shift << FINE) + (nanoseconds >> shift);
+}
+
+static double bucket_middle(size_t bucket) {
+    if (bucket < 2 << FINE)
+        return (double)bucket;
+    unsigned shift = (unsigned)(bucket >> FINE) - 1;
+    uint64_t low = (uint64_t)(bucket - ((size_t)shift << FINE)) << shift;
+    return (double)low + (double)(UINT64_C(1) << shift) / 2;
+}
+
+static void count_answer(uint64_t started, uint64_t ended) {
+    uint64_t latency = ended > started ? ended - started : 0;
+    stats.messages++;
+    stats.buckets[bucket_of(latency)]++;
+    if (latency > stats.longest)
+        stats.longest = latency;
+}
+
+static double percentile(double share) {
+    uint64_t wanted = (uint64_t)((double)stats.messages * share), seen = 0;
+    for (size_t i = 0; i < BUCKETS; i++)
+        if ((seen += stats.buckets[i]) > wanted)
+            return bucket_middle(i) / 1000;
+    return (double)stats.longest / 1000;
+}
+
+static void report(void) {
+    printf("{\"mode\": \"%s\", \"messages\": %" PRIu64 ", \"seconds\": %.6f, \"errors\": %" PRIu64
+           ", \"lost\": %" PRIu64 ", \"late\": %" PRIu64 ", \"sent\": %" PRIu64
+           ", \"skipped\": %" PRIu64 ", \"bytes\": %" PRIu64
+           ", \"p50_us\": %.2f, \"p99_us\": %.2f, \"max_us\": %.2f}\n",
+           MODES[options.mode], stats.messages,
+           (double)(stats.finished - stats.started) / (double)SECOND, stats.errors, stats.lost,
+           stats.late, stats.sent, stats.skipped, stats.messages * options.size, percentile(0.50),
+           percentile(0.99), (double)stats.longest / 1000);
+    fflush(stdout);
+}
+
+/* ---- sockets ---- */
+
+static int family(void) { return options.address.ss_family; }
+
+static int new_socket(int type) {
+    int fd = socket(family(), type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        die("socket: %s", strerror(errno));
+    return fd;
+}
+
+static void watch(struct connection *c) {
+    struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLET, .data.ptr = c};
+    if (epoll_ctl(poller, EPOLL_CTL_ADD, c->fd, &event))
+        die("epoll_ctl: %s", strerror(errno));
+}
+
+static void shut(struct connection *c) {
+    if (c->fd < 0)
+        return;
+    if (options.reset) {
+        struct linger linger = {.l_onoff = 1};
+        setsockopt(c->fd, SOL_SOCKET, SO_LINGER, &linger, sizeof linger);
+    }
+    close(c->fd);
+    c->fd = -1;
+}
+
+/* Each connection leaves from the next of many loopback addresses: the ports of one address
+ * would all be in TIME_WAIT after seconds of churn. */
+static void bind_source(int fd) {
+    static uint32_t next;
+    struct sockaddr_in source = {.sin_family = AF_INET};
+    int on = 1;
+    source.sin_addr.s_addr = htonl(0x7f010001 + next++ % SOURCES);
+    setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on);
+    if (bind(fd, (struct sockaddr *)&source, sizeof source))
+        die("bind: %s", strerror(errno));
+}
+
+static bool open_stream(struct connection *c) {
+    int on = 1;
+    c->fd = new_socket(SOCK_STREAM);
+    if (family() != AF_UNIX)
+        setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    if (family() == AF_INET && options.mode == CHURN)
+        bind_source(c->fd);
+    if (connect(c->fd, (struct sockaddr *)&options.address, options.address_size) &&
+        errno != EINPROGRESS) {
+        shut(c);
+        return false;
+    }
+    watch(c);
+    return true;
+}
+
+static void open_datagram(struct connection *c) {
+    int size = 4 << 20; /* a loss must be the server's, not ours */
+    c->fd = new_socket(SOCK_DGRAM);
+    if (setsockopt(c->fd, SOL_SOCKET, SO_RCVBUFFORCE, &size, sizeof size))
+        setsockopt(c->fd, SOL_SOCKET, SO_RCVBUF, &size, sizeof size);
+    if (connect(c->fd, (struct sockaddr *)&options.address, options.address_size))
+        die("connect: %s", strerror(errno));
+    watch(c);
+}
+
+/* ---- streams: tcp, churn, idle ---- */
+
+static void begin(struct connection *c);
+
+static void fail(struct connection *c) {
+    stats.errors++;
+    shut(c);
+    c->busy = false;
+    busy--;
+}
+
+static void send_rest(struct connection *c) {
+    while (c->sent < options.size) {
+        ssize_t n = send(c->fd, message + c->sent, options.size - c->sent, MSG_NOSIGNAL);
+        if (n < 0) {
+            if (errno != EAGAIN && errno != EINTR)
+                fail(c);
+            return;
+        }
+        c->sent += (size_t)n;
+    }
+}
+
+static void begin(struct connection *c) {
+    c->started = now();
+    c->sent = c->received = 0;
+    c->busy = true;
+    busy++;
+    if (c->fd < 0 && !open_stream(c))
+        fail(c);
+    else
+        send_rest(c);
+}
+
+static void answered(struct connection *c, uint64_t deadline) {
+    uint64_t ended = now();
+    count_answer(c->started, ended);
+    c->busy = false;
+    busy--;
+    if (options.mode == CHURN)
+        shut(c);
+    if (options.mode == IDLE) {
+        if (opened < options.connections)
+            begin(&connections[opened++]);
+    } else if (ended < deadline) {
+        begin(c);
+    }
+}
+
+static void on_stream(struct connection *c, uint32_t events, uint64_t deadline) {
+    if (c->fd < 0)
+        return;
+    if (c->busy && (events & EPOLLOUT) && c->sent < options.size)
+        send_rest(c);
+    if (c->fd < 0 || !(events & (EPOLLIN | EPOLLHUP | EPOLLERR)))
+        return;
+    /* Edge triggered: a short read emptied the socket, a full one must be followed by another. */
+    for (ssize_t n = READ_SIZE; n == READ_SIZE;) {
+        n = recv(c->fd, input, READ_SIZE, 0);
+        if (n < 0 && (errno == EAGAIN || errno == EINTR))
+            return;
+        if (n > 0 && c->busy && (size_t)n <= c->sent - c->received &&
+            !memcmp(input, message + c->received, (size_t)n)) {
+            c->received += (size_t)n;
+            if (c->received == options.size) {
+                answered(c, deadline);
+                return;
+            }
+            continue;
+        }
+        if (c->busy) {
+            fail(c); /* closed too early, or not the bytes that were sent */
+        } else {
+            stats.errors++; /* something arrived or was closed while nothing was asked */
+            shut(c);
+        }
+        return;
+    }
+}
+
+static void stream_phase(uint64_t deadline) {
+    struct epoll_event events[EVENTS];
+    size_t first = options.mode == IDLE ? 0 : options.connections;
+    for (size_t i = 0; i < first; i++) {
+        if (connections[i].fd >= 0 || options.mode == CHURN)
+            begin(&connections[i]);
+        else
+            stats.errors++; /* lost in the warm-up */
+    }
+    while (options.mode == IDLE && opened < options.connections && opened < OPENING)
+        begin(&connections[opened++]);
+    for (uint64_t time = now(); busy && time < deadline + PATIENCE; time = now()) {
+        int count = epoll_wait(poller, events, EVENTS, 100);
+        for (int i = 0; i < count; i++)
+            on_stream(events[i].data.ptr, events[i].events, deadline);
+        if (options.mode == CHURN && now() < deadline) /* those that failed try again */
+            for (size_t i = 0; busy < options.connections && i < options.connections; i++)
+                if (!connections[i].busy)
+                    begin(&connections[i]);
+    }
+    for (size_t i = 0; busy && i < options.connections; i++)
+        if (connections[i].busy)
+            fail(&connections[i]);
+}
+
+/* ---- UDP: a closed loop with one datagram in flight per socket ---- */
+
+struct stamp {
+    uint64_t sequence, time;
+};
+
+static bool send_datagram(struct connection *c) {
+    struct stamp stamp = {.sequence = ++c->sequence, .time = now()};
+    memcpy(message, &stamp, sizeof stamp);
+    c->started = stamp.time;
+    stats.sent++;
+    if (send(c->fd, message, options.size, 0) == (ssize_t)options.size)
+        return true;
+    stats.errors++;
+    return false;
+}
+
+/* The stamp of the next echoed datagram, or false when there is none. */
+static bool receive_datagram(struct connection *c, struct stamp *stamp) {
+    for (;;) {
+        ssize_t n = recv(c->fd, input, READ_SIZE, 0);
+        if (n < 0) {
+            if (errno == EINTR)
+                continue;
+            stats.errors += errno != EAGAIN;
+            return false;
+        }
+        if ((size_t)n == options.size && !memcmp(input + sizeof *stamp, message + sizeof *stamp,
+                                                 options.size - sizeof *stamp)) {
+            memcpy(stamp, input, sizeof *stamp);
+            return true;
+        }
+        stats.errors++;
+    }
+}
+
+static void ask(struct connection *c, uint64_t deadline) {
+    c->busy = now() < deadline;
+    if (!c->busy)
+        busy--;
+    else
+        send_datagram(c);
+}
+
+static void datagram_phase(uint64_t deadline) {
+    struct epoll_event events[EVENTS];
+    struct stamp stamp;
+    uint64_t swept = now();
+    busy = options.connections;
+    for (size_t i = 0; i < options.connections; i++)
+        ask(&connections[i], deadline);
+    while (busy) {
+        int count = epoll_wait(poller, events, EVENTS, 10);
+        for (int i = 0; i < count; i++) {
+            struct connection *c = events[i].data.ptr;
+            while ((events[i].events & (EPOLLIN | EPOLLERR)) && receive_datagram(c, &stamp)) {
+                if (!c->busy || stamp.sequence != c->sequence) {
+                    stats.late++;
+                    continue;
+                }
+                count_answer(c->started, now());
+                ask(c, deadline);
+                if (c->busy)
+                    break; /* a new datagram is out: its answer is a new edge */
+            }
+        }
+        uint64_t time = now();
+        if (time - swept < options.timeout / 8)
+            continue;
+        swept = time;
+        for (size_t i = 0; i < options.connections; i++)
+            if (connections[i].busy && time - connections[i].started > options.timeout) {
+                stats.lost++;
+                ask(&connections[i], deadline);
+            }
+    }
+}
+
+/* ---- UDP: an open loop, which sends on time whatever comes back ---- */
+
+static bool collect(int wait_ms) {
+    struct epoll_event events[EVENTS];
+    struct stamp stamp;
+    int count = epoll_wait(poller, events, EVENTS, wait_ms);
+    for (int i = 0; i < count; i++)
+        while (receive_datagram(events[i].data.ptr, &stamp))
+            count_answer(stamp.time, now());
+    return count > 0;
+}
+
+static void open_phase(uint64_t deadline) {
+    uint64_t began = now(), due = 0;
+    /* After a stall of this process the schedule moves on: catching up in one burst would
+     * overflow the server's buffer, and count our stall as its loss. */
+    uint64_t most = (uint64_t)(options.rate / 2000) + 1;
+    size_t next = 0;
+    for (uint64_t time = began; time < deadline; time = now()) {
+        due = (uint64_t)((double)(time - began) * options.rate / (double)SECOND);
+        if (due > stats.sent + stats.skipped + most)
+            stats.skipped = due - stats.sent - most;
+        for (int i = 0; i < 16 && stats.sent + stats.skipped < due; i++)
+            send_datagram(&connections[next++ % options.connections]);
+        collect(0);
+    }
+    while (collect(200))
+        ;
+    stats.lost = stats.sent > stats.messages ? stats.sent - stats.messages : 0;
+    stats.finished = deadline; /* the silence awaited above is not part of the run */
+}
+
+/* ---- the run ---- */
+
+static void phase(double seconds) {
+    memset(&stats, 0, sizeof stats);
+    stats.started = now();
+    uint64_t deadline = stats.started + (uint64_t)(seconds * (double)SECOND);
+    if (options.mode == UDP)
+        datagram_phase(deadline);
+    else if (options.mode == UDP_OPEN)
+        open_phase(deadline);
+    else
+        stream_phase(deadline);
+    if (!stats.finished)
+        stats.finished = now();
+}
+
+static void open_all(void) {
+    connections = calloc(options.connections, sizeof *connections);
+    for (size_t i = 0; i < options.connections; i++)
+        connections[i].fd = -1;
+    for (size_t i = 0; i < options.connections; i++) {
+        if (options.mode == UDP || options.mode == UDP_OPEN)
+            open_datagram(&connections[i]);
+        else if (options.mode == TCP && !open_stream(&connections[i]))
+            die("connect: %s", strerror(errno));
+    }
+}
+
+/* Letters that never repeat with a short period: a shifted or doubled echo is noticed. */
+static void make_message(void) {
+    uint32_t state = 1;
+    size_t tail = strlen(options.end);
+    message = malloc(options.size);
+    for (size_t i = 0; i < options.size; i++) {
+        state = state * 1664525 + 1013904223;
+        message[i] = (char)('a' + (state >> 24) % 26);
+    }
+    memcpy(message + options.size - tail, options.end, tail);
+}
+
+static void wait_for_line(void) {
+    for (int c = getchar(); c != '\n' && c != EOF;)
+        c = getchar();
+}
+
+static void parse_address(char *text) {
+    struct sockaddr_un *path = (struct sockaddr_un *)&options.address;
+    struct sockaddr_in *four = (struct sockaddr_in *)&options.address;
+    struct sockaddr_in6 *six = (struct sockaddr_in6 *)&options.address;
+    if (!strncmp(text, "unix:", 5)) {
+        if (strlen(text + 5) >= sizeof path->sun_path)
+            die("%s: the path is too long", text);
+        path->sun_family = AF_UNIX;
+        strcpy(path->sun_path, text + 5);
+        options.address_size = sizeof *path;
+        return;
+    }
+    char *colon = strrchr(text, ':');
+    long port = colon ? strtol(colon + 1, NULL, 10) : 0;
+    if (port < 1 || port > 65535)
+        die("%s: expected 127.x.y.z:PORT, [::1]:PORT or unix:PATH", text);
+    *colon = 0;
+    if (inet_pton(AF_INET, text, &four->sin_addr) == 1) {
+        if (ntohl(four->sin_addr.s_addr) >> 24 != 127)
+            die("%s: only loopback addresses are loaded", text);
+        four->sin_family = AF_INET;
+        four->sin_port = htons((uint16_t)port);
+        options.address_size = sizeof *four;
+    } else if (!strcmp(text, "[::1]")) {
+        six->sin6_family = AF_INET6;
+        six->sin6_addr = in6addr_loopback;
+        six->sin6_port = htons((uint16_t)port);
+        options.address_size = sizeof *six;
+    } else {
+        die("%s: only loopback addresses are loaded", text);
+    }
+}
+
+static const char USAGE[] =
+    "usage: load MODE ADDRESS [options]\n"
+    "  MODE      tcp | churn | idle | udp | udp-open\n"
+    "  ADDRESS   127.x.y.z:PORT | [::1]:PORT | unix:PATH\n"
+    "  -c, --connections N   connections or sockets (64)\n"
+    "  -m, --size BYTES      size of a message (64)\n"
+    "  -d, --seconds S       length of the measured phase (1)\n"
+    "  -w, --warmup S        length of the phase before it (0.2)\n"
+    "  -r, --rate N          udp-open: datagrams per second\n"
+    "  -t, --timeout MS      udp: when an answer counts as lost (200)\n"
+    "  -e, --end-crlf        end each message with CRLF CRLF, for framed servers\n"
+    "  -x, --reset           close connections with RST instead of FIN\n"
+    "  -W, --wait            print \"ready\" and await a line before the measured phase,\n"
+    "                        and the end of stdin before closing\n";
+
+static void parse(int argc, char **argv) {
+    static const struct option longs[] = {{"connections", 1, 0, 'c'},
+                                          {"size", 1, 0, 'm'},
+                                          {"seconds", 1, 0, 'd'},
+                                          {"warmup", 1, 0, 'w'},
+                                          {"rate", 1, 0, 'r'},
+                                          {"timeout", 1, 0, 't'},
+                                          {"end-crlf", 0, 0, 'e'},
+                                          {"reset", 0, 0, 'x'},
+                                          {"wait", 0, 0, 'W'},
+                                          {0, 0, 0, 0}};
+    for (int o; (o = getopt_long(argc, argv, "c:m:d:w:r:t:exW", longs, NULL)) != -1;) {
+        switch (o) {
+        case 'c': options.connections = strtoul(optarg, NULL, 10); break;
+        case 'm': options.size = strtoul(optarg, NULL, 10); break;
+        case 'd': options.seconds = strtod(optarg, NULL); break;
+        case 'w': options.warmup = strtod(optarg, NULL); break;
+        case 'r': options.rate = strtod(optarg, NULL); break;
+        case 't': options.timeout = strtoul(optarg, NULL, 10) * (SECOND / 1000); break;
+        case 'e': options.end = "\r\n\r\n"; break;
+        case 'x': options.reset = true; break;
+        case 'W': options.wait = true; break;
+        default: fputs(USAGE, stderr); exit(2);
+        }
+    }
+    if (argc - optind != 2) {
+        fputs(USAGE, stderr);
+        exit(2);
+    }
+    size_t mode = 0;
+    while (mode < sizeof MODES / sizeof *MODES && strcmp(MODES[mode], argv[optind]))
+        mode++;
+    if (mode == sizeof MODES / sizeof *MODES)
+        die("%s: no such mode", argv[optind]);
+    options.mode = (enum mode)mode;
+    parse_address(argv[optind + 1]);
+    bool datagrams = options.mode == UDP || options.mode == UDP_OPEN;
+    if (datagrams && family() == AF_UNIX)
+        die("%s needs an internet address", MODES[mode]);
+    if (!options.connections)
+        die("--connections must be at least 1");
+    if (options.size < (datagrams ? sizeof(struct stamp) : 1) + strlen(options.end))
+        die("--size is too small: a datagram has 16 bytes of its own, CRLF CRLF 4");
+    if (datagrams && options.size > 65507)
+        die("--size is too large for a datagram: at most 65507");
+    if (options.mode == UDP_OPEN && options.rate <= 0)
+        die("udp-open needs --rate");
+    if (!options.timeout)
+        die("--timeout must be at least 1 ms");
+}
+
+int main(int argc, char **argv) {
+    parse(argc, argv);
+    make_message();
+    poller = epoll_create1(EPOLL_CLOEXEC);
+    open_all();
+    if (options.mode != IDLE)
+        phase(options.warmup);
+    if (options.wait) {
+        puts("ready");
+        fflush(stdout);
+        wait_for_line();
+    }
+    phase(options.seconds);
+    report();
+    if (options.wait || options.mode == IDLE)
+        while (getchar() != EOF)
+            ;
+    return 0;
+}

@@ -1,0 +1,306 @@
+"""Addresses: what people write and read when they mean a socket.
+
+Owns: the grammar of a bind (``parse_bind``, ``Bind``), the address of a client
+(``connect_address``) and the printed form of any socket name (``format_address``).
+Leaves: opening sockets, and whether an address exists on this machine, to
+``pulsar.sockets``.
+"""
+
+import difflib
+import os
+import re
+import socket
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, cast
+
+from pulsar.errors import ImproperlyConfigured
+
+Scheme: TypeAlias = Literal["inet", "tcp", "udp", "unix", "fd", "systemd"]
+
+# What a client connects to: host and port, or the path of a Unix socket.
+ConnectAddress: TypeAlias = tuple[str, int] | str
+
+DEFAULT_PORT = 8060
+
+_BIND_FORMS = (
+    "HOST, HOST:PORT, :PORT, [IPV6]:PORT, tcp://HOST:PORT, udp://HOST:PORT, "
+    "unix:PATH, fd://N and systemd:"
+)
+_CONNECT_FORMS = "(HOST, PORT), 'HOST:PORT', '[IPV6]:PORT' and 'unix:PATH'"
+_SCHEMES = ("tcp", "udp", "unix", "fd", "systemd")
+_OPTIONS: dict[Scheme, tuple[str, ...]] = {
+    "inet": ("tls",),
+    "tcp": ("tls",),
+    "udp": (),
+    "unix": ("mode", "user", "group", "tls"),
+    "fd": ("tls",),
+    "systemd": ("tls",),
+}
+_SWITCH = {"on": True, "off": False}
+_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_.])?")
+_PORT = re.compile(r"[0-9]{1,5}")
+_DESCRIPTOR = re.compile(r"[0-9]{1,9}")
+_MODE = re.compile(r"0?[0-7]{3}")
+
+
+@dataclass(frozen=True, slots=True)
+class Bind:
+    """One place to listen at, as one bind text says it.
+
+    ``scheme`` is ``inet`` for a host and a port without a scheme, which serves
+    the transport that the server speaks. An empty ``host`` means all
+    interfaces, port 0 any free port. A ``path`` that begins with ``@`` is an
+    abstract name (Linux). ``mode``, ``user`` and ``group`` belong to the file of
+    a Unix socket; ``None`` and ``""`` leave what the system gives it. ``tls`` is
+    ``None`` where the text leaves the choice to the settings.
+    """
+
+    scheme: Scheme
+    host: str = ""
+    port: int = 0
+    path: str = ""
+    fd: int = -1
+    mode: int | None = None
+    user: str = ""
+    group: str = ""
+    tls: bool | None = None
+
+    @property
+    def type(self) -> socket.SocketKind | None:
+        """The socket type that the text demands, ``None`` if it leaves it open."""
+        match self.scheme:
+            case "tcp" | "unix":
+                return socket.SOCK_STREAM
+            case "udp":
+                return socket.SOCK_DGRAM
+            case _:
+                return None
+
+    @property
+    def abstract(self) -> bool:
+        """True for a Unix socket that has a name but no file."""
+        return self.path.startswith("@")
+
+    def __str__(self) -> str:
+        """The canonical text: ``parse_bind`` makes an equal ``Bind`` of it."""
+        match self.scheme:
+            case "unix":
+                text = f"unix:{self.path}"
+            case "fd":
+                text = f"fd://{self.fd}"
+            case "systemd":
+                text = "systemd:"
+            case _:
+                prefix = "" if self.scheme == "inet" else f"{self.scheme}://"
+                text = prefix + _join(self.host, self.port)
+        options = []
+        if self.mode is not None:
+            options.append(f"mode={self.mode:04o}")
+        if self.user:
+            options.append(f"user={self.user}")
+        if self.group:
+            options.append(f"group={self.group}")
+        if self.tls is not None:
+            options.append("tls=on" if self.tls else "tls=off")
+        return f"{text}?{'&'.join(options)}" if options else text
+
+
+def parse_bind(text: str, *, default_port: int = DEFAULT_PORT) -> Bind:
+    """Parse one bind text; a host without a port gets ``default_port``.
+
+    Accepted are ``HOST``, ``HOST:PORT``, ``:PORT`` (all interfaces, IPv4 and
+    IPv6), ``[IPV6]:PORT``, the same behind ``tcp://`` or ``udp://``,
+    ``unix:PATH`` and ``unix:///PATH``, ``unix:@NAME`` (Linux), ``fd://N`` (a
+    descriptor that was inherited) and ``systemd:`` (all that systemd passes).
+    Options follow a ``?``: ``tls=on``, ``tls=off`` wherever streams are served;
+    ``mode=0660``, ``user=NAME`` and ``group=NAME`` behind ``unix:PATH``.
+
+    Raises ``ImproperlyConfigured`` for everything else.
+    """
+    try:
+        address, mark, query = text.partition("?")
+        scheme, rest = _split_scheme(address)
+        options = _parse_options(scheme, query) if mark else {}
+        match scheme:
+            case "unix":
+                path = _parse_path(rest)
+                if path.startswith("@") and options.keys() & {"mode", "user", "group"}:
+                    raise ValueError("an abstract name has no file to set mode or owner on")
+                return Bind(scheme, path=path, **options)
+            case "fd":
+                if not _DESCRIPTOR.fullmatch(rest):
+                    raise ValueError(f"{rest!r} is not a descriptor number")
+                return Bind(scheme, fd=int(rest), **options)
+            case "systemd":
+                return Bind(scheme, **options)
+            case _:
+                host, port = _parse_host_port(rest)
+                return Bind(scheme, host, default_port if port is None else port, **options)
+    except ValueError as error:
+        raise ImproperlyConfigured(f"bind {text!r}: {error}; accepted are {_BIND_FORMS}") from None
+
+
+def connect_address(address: object) -> ConnectAddress:
+    """Make of ``address`` what ``create_connection`` or ``create_unix_connection`` takes.
+
+    Accepted are a ``(host, port)`` sequence (what stands behind the port is left
+    out, so the name of an IPv6 socket will do), ``"host:port"``, ``"[ipv6]:port"``,
+    ``"unix:PATH"``, ``"unix:@NAME"``, and the name of a Unix socket as
+    ``getsockname`` gives it. Out comes a ``(host, port)`` tuple, or a string for
+    a Unix socket, whose first character is NUL if the name is abstract.
+
+    Raises ``ImproperlyConfigured`` for everything else, port 0 included.
+    """
+    try:
+        match address:
+            case [str(host), int(port), *_]:
+                pass
+            case bytes():
+                return os.fsdecode(address)
+            case str() if address.startswith(("/", "\0")):
+                return address
+            case str():
+                scheme, rest = _split_scheme(address)
+                if scheme == "unix":
+                    path = _parse_path(rest)
+                    return f"\0{path[1:]}" if path.startswith("@") else path
+                if scheme != "inet":
+                    raise ValueError("it is a server's bind, not what a client connects to")
+                host, given = _parse_host_port(rest)
+                port = given or 0
+            case _:
+                raise ValueError("it is neither a text nor a (host, port) tuple")
+        if not host:
+            raise ValueError("the host is missing")
+        if not 0 < port <= 65535:
+            raise ValueError("a port from 1 to 65535 is missing")
+    except ValueError as error:
+        raise ImproperlyConfigured(
+            f"address {address!r}: {error}; accepted are {_CONNECT_FORMS}"
+        ) from None
+    return host, port
+
+
+def format_address(sockname: object) -> str:
+    """Show a socket's name, or a peer's, to people; ``-`` if it is not known.
+
+    Takes what ``getsockname``, ``getpeername`` and ``get_extra_info`` return:
+    ``127.0.0.1:8060``, ``[::1]:8060``, ``unix:/run/x.sock``, ``unix:@abstract``,
+    and ``unix:`` for the nameless end of a Unix connection.
+    """
+    match sockname:
+        case [str(host), int(port), *_]:
+            return _join(host, port)
+        case bytes():
+            name = sockname.decode(errors="backslashreplace")
+        case str():
+            name = sockname
+        case _:
+            return "-"
+    return f"unix:@{name[1:]}" if name.startswith("\0") else f"unix:{name}"
+
+
+def _join(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _split_scheme(address: str) -> tuple[Scheme, str]:
+    if address == "systemd:":
+        return "systemd", ""
+    if address.startswith("unix:"):
+        return "unix", address.removeprefix("unix:")
+    scheme, mark, rest = address.partition("://")
+    if not mark:
+        return "inet", address
+    if scheme not in ("tcp", "udp", "fd"):
+        raise ValueError(f"unknown scheme {scheme!r}{_nearest(scheme, _SCHEMES)}")
+    return cast("Scheme", scheme), rest
+
+
+def _parse_host_port(text: str) -> tuple[str, int | None]:
+    """Split ``HOST``, ``HOST:PORT``, ``:PORT`` or ``[IPV6]:PORT``; no port is ``None``."""
+    if text.startswith("["):
+        host, bracket, rest = text[1:].partition("]")
+        if not bracket or (rest and not rest.startswith(":")):
+            raise ValueError(f"{text!r} is not of the form [IPV6]:PORT")
+        if not _is_ipv6(host):
+            raise ValueError(f"{host!r} is not an IPv6 address")
+        mark, port = rest[:1], rest[1:]
+    else:
+        host, mark, port = text.partition(":")
+        if not text:
+            raise ValueError("the address is empty")
+        if text.isdecimal():
+            raise ValueError(f"a port alone is written ':{text}'")
+        if _is_ipv6(text):
+            raise ValueError(f"an IPv6 address is written in brackets, '[{text}]'")
+        if "/" in text:
+            raise ValueError(f"a path is written 'unix:{text}'")
+        if host and not _HOST.fullmatch(host):
+            raise ValueError(f"{host!r} is not a host name or address")
+    if not mark:
+        return host, None
+    if not _PORT.fullmatch(port) or int(port) > 65535:
+        raise ValueError(f"port {port!r} is not a number from 0 to 65535")
+    return host, int(port)
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _parse_path(rest: str) -> str:
+    """Take the path out of what follows ``unix:``."""
+    path = rest
+    if rest.startswith("//"):
+        path = rest[2:]
+        if not path.startswith("/"):
+            raise ValueError(f"an absolute path has three slashes, 'unix:///{path}'")
+    if path in ("", "@"):
+        raise ValueError("the path is missing")
+    if "\0" in path:
+        raise ValueError("a path has no NUL character")
+    if path.startswith("@") and sys.platform != "linux":
+        raise ValueError("abstract names exist on Linux only")
+    return path
+
+
+def _parse_options(scheme: Scheme, query: str) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    accepted = _OPTIONS[scheme]
+    for item in query.split("&"):
+        name, _, value = item.partition("=")
+        if name not in accepted:
+            if name in _OPTIONS["unix"]:
+                raise ValueError(f"option {name!r} has no meaning here")
+            raise ValueError(f"unknown option {name!r}{_nearest(name, accepted)}")
+        if name in options:
+            raise ValueError(f"option {name!r} is given twice")
+        options[name] = _option_value(name, value)
+    return options
+
+
+def _option_value(name: str, value: str) -> Any:
+    if not value:
+        raise ValueError(f"option {name!r} has no value")
+    if name == "tls":
+        if value not in _SWITCH:
+            raise ValueError(f"option 'tls' is 'on' or 'off', not {value!r}")
+        return _SWITCH[value]
+    if name == "mode":
+        if not _MODE.fullmatch(value):
+            raise ValueError(f"option 'mode' is octal like 0660, not {value!r}")
+        return int(value, 8)
+    return value
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    """Point from a misspelt word to the one that was meant, if one is near."""
+    nearest = difflib.get_close_matches(word, known, n=1)
+    return f", did you mean {nearest[0]!r}?" if nearest else ""

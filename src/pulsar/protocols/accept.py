@@ -1,0 +1,203 @@
+"""Accepting connections: on which sockets, and when not.
+
+Owns: ``Acceptor``: listening sockets, the loop's servers on them, pausing and
+resuming.
+Leaves: when to pause to ``TcpServer``; binding to ``pulsar.sockets``.
+
+A loop's server cannot be paused, only closed, and closing it closes its socket,
+with every connection that the kernel has queued there. So the loop is only ever
+given a *duplicate* of a listening socket. Pausing closes the duplicate; the
+original goes on queueing; resuming serves another duplicate. The same swap
+renews a TLS context.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import ssl
+from collections.abc import Callable, Sequence
+
+__all__ = ["Acceptor", "lowest_free_descriptor"]
+
+# Seconds before a failed attempt to resume is repeated.
+_RETRY = 1.0
+
+
+class _Listener(socket.socket):
+    """A duplicate that keeps the backlog of its original.
+
+    asyncio accepts as many connections per turn of the loop as it was given for a
+    backlog, and calls ``listen`` with that number. We want the backlog long and
+    the turns short: a server that pauses must not have accepted a thousand
+    connections before it learns of the first.
+    """
+
+    backlog = 0
+
+    def listen(self, backlog: int = 0, /) -> None:
+        super().listen(self.backlog)
+
+
+class Acceptor:
+    """Accepts on listening ``sockets`` and makes a protocol for each connection.
+
+    :param sockets: bound stream sockets; they stay their owner's, who closes them
+    :param factory: makes the protocol of a connection; may call ``pause``
+    :param backlog: connections that the kernel queues for each socket
+    :param ssl_context: TLS for every connection, but for those on ``plain`` sockets
+    :param handshake_timeout: seconds that a TLS handshake may take
+    :param plain: the sockets among ``sockets`` that never speak TLS
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sockets: Sequence[socket.socket],
+        factory: Callable[[], asyncio.BaseProtocol],
+        *,
+        backlog: int,
+        logger: logging.Logger,
+        ssl_context: ssl.SSLContext | None = None,
+        handshake_timeout: float | None = None,
+        plain: Sequence[socket.socket] = (),
+    ) -> None:
+        self.sockets = list(sockets)
+        self.servers: list[asyncio.AbstractServer] = []
+        self._loop = loop
+        self._factory = factory
+        self._backlog = backlog
+        self._logger = logger
+        self._ssl_context = ssl_context
+        self._handshake_timeout = handshake_timeout
+        self._plain = {sock.fileno() for sock in plain}
+        self._duplicates: list[int] = []
+        self._closed = False
+        # The servers that exist must be replaced before any of them is used again.
+        self._stale = False
+        self._reasons: set[str] = set()
+        self._settling: asyncio.Task[None] | None = None
+
+    @property
+    def paused(self) -> frozenset[str]:
+        """The reasons for which accepting is paused; empty when it is not."""
+        return frozenset(self._reasons)
+
+    async def start(self) -> None:
+        """Listen and accept. Raises ``OSError`` when a socket cannot listen."""
+        for sock in self.sockets:
+            sock.setblocking(False)
+            sock.listen(self._backlog)
+        await self._open()
+
+    def pause(self, reason: str) -> None:
+        """Accept nothing more until ``resume(reason)``; queued connections wait."""
+        first = not self._reasons
+        self._reasons.add(reason)
+        if not first or self._closed:
+            return
+        self._stale = True
+        if isinstance(self._loop, asyncio.SelectorEventLoop):
+            # It may have noticed the next connection already: unregistering
+            # takes that back, which closing, a callback later, would not.
+            for descriptor in self._duplicates:
+                self._loop.remove_reader(descriptor)
+        # Not at once: a loop attaches the connection it is just making to its server.
+        self._loop.call_soon(self._settle)
+
+    def resume(self, reason: str) -> None:
+        """Take back ``pause(reason)``; accept again when no other reason is left."""
+        if reason in self._reasons:
+            self._reasons.discard(reason)
+            self._settle()
+
+    async def swap_context(self, ssl_context: ssl.SSLContext) -> None:
+        """Use ``ssl_context`` for connections accepted from now on."""
+        self._ssl_context = ssl_context
+        self._stale = True
+        self._settle()
+        if self._settling is not None:
+            await self._settling
+
+    def stop(self) -> None:
+        """Stop accepting, for good. The sockets stay open, and their owner's."""
+        self._closed = True
+        self._close_servers()
+        if self._settling is not None:
+            self._settling.cancel()
+
+    def _settle(self) -> None:
+        """Bring the loop's servers in line with what was asked for."""
+        if self._closed:
+            return
+        if self._reasons:
+            self._close_servers()
+        elif (self._stale or not self.servers) and self._settling is None:
+            self._settling = self._loop.create_task(self._reopen())
+
+    async def _reopen(self) -> None:
+        try:
+            while not self._reasons and (self._stale or not self.servers):
+                self._close_servers()
+                self._stale = False
+                try:
+                    await self._open()
+                except OSError as exc:
+                    self._logger.warning("cannot accept connections: %s; trying again", exc)
+                    await asyncio.sleep(_RETRY)
+        finally:
+            self._settling = None
+            if self._closed or self._reasons:
+                self._close_servers()
+
+    async def _open(self) -> None:
+        opened: list[asyncio.AbstractServer] = []
+        try:
+            for sock in self.sockets:
+                opened.append(await self._serve(sock))  # noqa: PERF401 - what was opened must be closed
+        except BaseException:
+            self.servers = opened
+            self._close_servers()
+            raise
+        self.servers = opened
+
+    async def _serve(self, sock: socket.socket) -> asyncio.AbstractServer:
+        descriptor = sock.dup().detach()
+        listener = _Listener(sock.family, sock.type, sock.proto, fileno=descriptor)
+        listener.backlog = self._backlog
+        self._duplicates.append(listener.fileno())
+        context = None if sock.fileno() in self._plain else self._ssl_context
+        # asyncio's own loops: one accept per turn (see _Listener). uvloop accepts
+        # one per turn in any case, and hands its number to the kernel.
+        turns = 1 if isinstance(self._loop, asyncio.BaseEventLoop) else self._backlog
+        try:
+            return await self._loop.create_server(
+                self._factory,
+                sock=listener,
+                backlog=turns,
+                ssl=context,
+                ssl_handshake_timeout=None if context is None else self._handshake_timeout,
+            )
+        except BaseException:
+            listener.close()
+            raise
+
+    def _close_servers(self) -> None:
+        servers, self.servers = self.servers, []
+        self._duplicates.clear()
+        for server in servers:
+            server.close()
+
+
+def lowest_free_descriptor(sock: socket.socket) -> int:
+    """The number that the next descriptor will have: at least that many are open.
+
+    :param sock: any open socket, to make a duplicate of
+
+    Raises ``OSError`` when there is none left.
+    """
+    duplicate = os.dup(sock.fileno())
+    os.close(duplicate)
+    return duplicate

@@ -1,0 +1,533 @@
+"""A stream connection that serves one request after another.
+
+Owns: ``Connection``: routing bytes to the current consumer, the order of events,
+joining of writes, half-close, and what silence means for it.
+Leaves: the meaning of the bytes to the consumer, counting and limits to the
+producer, the clock to the sweep.
+
+Theory of operation. Bytes arrive in ``data_received`` and go to the current
+consumer; when there is none, the factory makes one. A consumer that calls
+``finished`` while it is being fed is only marked; the loop in ``_feed`` then
+fires ``post_request`` and gives the unconsumed tail to the next consumer, so a
+deep pipeline costs no stack. A consumer that returns a tail without having
+finished is still working: the tail is held, and reading pauses, until it is.
+What is written meanwhile is joined and written once, at the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from ..errors import ConnectionClosed, ProtocolError
+from ..events import AbortEvent
+from .consumer import DONE, FINISHING, NEW, STARTED, ProtocolConsumer
+from .flow import LOST, WRITTEN, FlowControl, Written
+from .protocol import Protocol, format_peer
+from .timeout import READ, SEEN, WROTE
+
+__all__ = ["Connection", "ConsumerFactory"]
+
+T = TypeVar("T")
+ConsumerFactory = Callable[[], ProtocolConsumer]
+
+# Joining copies: above this many bytes the pieces go to the transport one by one.
+_JOIN_LIMIT = 128 * 1024
+
+# After this many answers of one pipeline, write them and see whether the peer reads.
+_PIPELINE_BATCH = 64
+
+# Seconds that a peer who has ended its side may still be silent before we end ours.
+_EOF_LINGER = 5.0
+
+
+class Connection(FlowControl, Protocol):
+    """Routes the bytes of a transport to ``ProtocolConsumer`` objects, in both directions.
+
+    :param consumer_factory: called without arguments for each new consumer
+    :param timeout: seconds of silence between requests after which the server
+        closes the connection; None or 0: never
+    :param low_limit: see ``FlowControl``
+    :param high_limit: see ``FlowControl``
+    :param kw: ``loop``, ``session``, ``producer``, ``logger`` of ``PulsarProtocol``
+    """
+
+    __slots__ = (
+        "_activity",
+        "_buffered",
+        "_client",
+        "_closing",
+        "_consumer",
+        "_consumer_factory",
+        "_high_limit",
+        "_last_request",
+        "_low_limit",
+        "_out",
+        "_paused",
+        "_processed",
+        "_since",
+        "_tail",
+        "_tasks",
+        "_write_waiters",
+    )
+
+    def __init__(
+        self,
+        consumer_factory: ConsumerFactory | None = None,
+        timeout: float | None = None,
+        low_limit: int | None = None,
+        high_limit: int | None = None,
+        **kw: Any,
+    ) -> None:
+        super().__init__(low_limit, high_limit, timeout=timeout, **kw)
+        producer = self.producer
+        self._consumer_factory = consumer_factory
+        self._processed = 0
+        self._consumer: ProtocolConsumer | None = None
+        self._client = producer is not None and not producer.server_side
+        # Writes made while a consumer is being fed; None outside.
+        self._out: list[bytes] | None = None
+        # Bytes that wait for the current consumer to finish, or for the peer to read.
+        self._tail: bytes | None = None
+        self._tasks: set[asyncio.Task[Any]] | None = None
+        # close() or abort() was called: nothing more is read or written.
+        self._closing = False
+        # Close as soon as no request is in progress.
+        self._last_request = False
+        # For the sweep: the last mark, when it was first seen, and the size of
+        # the transport's buffer at that time.
+        self._activity = READ
+        self._since = 0.0
+        self._buffered = 0
+
+    # Called by the loop
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by the loop: keep the transport and fire ``connection_made``."""
+        self.set_write_limits(transport)
+        super().connection_made(transport)
+        if not self._client and self._consumer is None and not self._closing:
+            # Made before the first byte, so that a server that speaks first can
+            # greet in its consumer's connection_made.
+            try:
+                self._new_consumer()
+            except Exception:
+                self.logger.exception("%r cannot make a consumer", self)
+                self.close()
+
+    def data_received(self, data: bytes) -> None:
+        """Called by the loop: give ``data`` to the current consumer."""
+        if self._closing:
+            return
+        self._activity = READ
+        if self._tail is None:
+            self._feed(data)
+        else:
+            self._tail += data
+
+    def eof_received(self) -> bool:
+        """Called by the loop when the peer has ended its side (a half-close).
+
+        Returns True, which keeps our side open, while a request is in progress.
+        """
+        consumer = self._consumer
+        if consumer is not None and consumer._state == STARTED:
+            try:
+                consumer.eof_received()
+            except Exception as exc:
+                self._fail(consumer, exc)
+        if self._closing:
+            return False
+        # TLS has no half-close: the transport closes whatever we return. A client
+        # has nothing more to say once the server has ended the response.
+        tls = self._transport.get_extra_info("sslcontext") is not None
+        if tls or self._client or not self.busy:
+            self.close()
+            return False
+        self._last_request = True
+        return True
+
+    def connection_lost(self, exc: BaseException | None = None) -> None:
+        """Called by the loop: end what is in progress, fire ``connection_lost``."""
+        if self._lost:
+            return
+        self._closing = True
+        self._tail = None
+        if self._paused:
+            self.resume_writing(ConnectionClosed("the connection was lost"))
+        for task in self._tasks or ():
+            task.cancel()
+        consumer = self._consumer
+        if consumer is not None:
+            if self._client and exc is None and consumer._state == STARTED:
+                peer = format_peer(self.address)
+                exc = ConnectionClosed(
+                    f"the server{f' {peer}' if peer else ''} closed the connection "
+                    "before the response was complete"
+                )
+            self._out = None
+            try:
+                consumer.connection_lost(exc)
+            except Exception:
+                self.logger.exception("%r: connection_lost failed", consumer)
+            consumer.finished(exc=exc)  # in case an override did not
+            self._consumer = None
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Called by the transport: the peer does not read; stop reading from it."""
+        super().pause_writing()
+        if self._transport is not None:
+            self._transport.pause_reading()
+
+    def resume_writing(self, exc: BaseException | None = None) -> None:
+        """Called by the transport: the peer reads again; go on where we stopped."""
+        super().resume_writing(exc)
+        if not self._closing and self._transport is not None:
+            self._activity = WROTE
+            self._continue()
+
+    # Requests
+
+    @property
+    def transport(self) -> Any:
+        """The transport, with everything written so far handed to it.
+
+        So writes made through it and through ``write`` keep their order.
+        """
+        if self._out:
+            self._flush(self._out)
+        self._activity = WROTE
+        return self._transport
+
+    @property
+    def requests_processed(self) -> int:
+        """How many requests this connection has finished."""
+        return self._processed
+
+    @property
+    def busy(self) -> bool:
+        """True while a request is in progress that has not been answered yet.
+
+        A consumer that never finishes counts as answered once it has written
+        something since the last byte arrived.
+        """
+        if self._tasks or self._tail is not None:
+            return True
+        consumer = self._consumer
+        if consumer is None or consumer._state == NEW:
+            return False
+        return bool(self._activity & READ)  # READ, or READ + SEEN
+
+    def current_consumer(self) -> ProtocolConsumer:
+        """The consumer that handles incoming bytes; a new one if there is none."""
+        consumer = self._consumer
+        return self._new_consumer() if consumer is None else consumer
+
+    def upgrade(self, consumer_factory: ConsumerFactory) -> None:
+        """Make consumers with ``consumer_factory`` from the next one on.
+
+        For a protocol that changes in mid-connection (a WebSocket, a tunnel). The
+        next consumer is built as soon as the current one is finished, and gets
+        the bytes that follow.
+        """
+        self._consumer_factory = consumer_factory
+        consumer = self._consumer
+        if consumer is None or consumer._state == NEW:
+            self._consumer = None
+            self._new_consumer()
+        else:
+            consumer.bind_event("post_request", self._build_upgraded)
+
+    def _build_upgraded(self, arg: Any, exc: BaseException | None = None) -> None:
+        if exc is None and not self._closing:
+            self.current_consumer()
+
+    def _new_consumer(self) -> ProtocolConsumer:
+        factory = self._consumer_factory
+        if factory is None:
+            raise RuntimeError(f"{type(self).__name__} has no consumer_factory")
+        producer = self.producer
+        if producer is None or producer._events is None:
+            consumer = factory()
+        else:
+            consumer = producer.build_consumer(factory)
+        self._consumer = consumer
+        consumer.connection = self
+        consumer.connection_made(self)
+        return consumer
+
+    def start_consumer(self, consumer: ProtocolConsumer) -> None:
+        """Start a request that did not come with data: see ``ProtocolConsumer.start``."""
+        consumer._state = STARTED
+        self._activity = READ
+        try:
+            if consumer._events is not None:
+                consumer.fire_event("pre_request")
+            producer = self.producer
+            if producer is None or not producer.server_side:
+                consumer.start_request()
+        except Exception as exc:
+            self._fail(consumer, exc)
+
+    def finish_consumer(self, consumer: ProtocolConsumer) -> None:
+        """Account for a finished request and fire ``post_request``."""
+        consumer._state = DONE
+        self._processed += 1
+        if self._consumer is consumer:
+            self._consumer = None
+        producer = self.producer
+        if producer is not None:
+            processed = producer.requests_processed + 1
+            producer.requests_processed = processed
+            if processed == producer.max_requests:
+                producer.max_requests_reached()
+        if consumer._events is not None:
+            consumer.fire_event("post_request", consumer._result, consumer._exc)
+        if self._out is None and not self._closing:
+            self._continue()
+
+    def create_task(
+        self, consumer: ProtocolConsumer, coro: Coroutine[Any, Any, T]
+    ) -> asyncio.Task[T]:
+        """Run ``coro`` for ``consumer``: see ``ProtocolConsumer.create_task``."""
+        task = asyncio.get_running_loop().create_task(coro)
+        if self._tasks is None:
+            self._tasks = set()
+        self._tasks.add(task)
+
+        def done(task: asyncio.Task[T]) -> None:
+            assert self._tasks is not None
+            self._tasks.discard(task)
+            if not task.cancelled():
+                exc = task.exception()
+                if exc is not None:
+                    self._fail(consumer, exc)
+            if not self._closing:
+                self._continue()
+
+        task.add_done_callback(done)
+        return task
+
+    def _feed(self, data: bytes) -> None:  # noqa: C901 - one loop, no call it can spare
+        """Give ``data`` to consumers until it is used up or must wait."""
+        consumer = self._consumer
+        out: list[bytes] = []
+        self._out = out
+        answered = 0
+        try:
+            while True:
+                if consumer is None:
+                    if self._client:
+                        self._unsolicited(data)
+                        break
+                    consumer = self._new_consumer()
+                if consumer._state == NEW:
+                    consumer._state = STARTED
+                    if consumer._events is not None:
+                        consumer.fire_event("pre_request")
+                if consumer._events is None:
+                    tail = consumer.data_received(data)
+                else:
+                    consumer.fire_event("data_received", data=data)
+                    tail = consumer.data_received(data)
+                    consumer.fire_event("data_processed", data=data)
+                if consumer._state == FINISHING:
+                    self.finish_consumer(consumer)
+                    if self._closing:
+                        break
+                    if not tail:
+                        break
+                    answered += 1
+                    if answered % _PIPELINE_BATCH == 0 and out:
+                        self._flush(out)
+                        if self._paused:
+                            self._hold(tail)
+                            break
+                    data = tail
+                    # An upgrade has built the next one already.
+                    consumer = self._consumer
+                    continue
+                if tail and not self._closing:
+                    self._hold(tail)
+                break
+        except Exception as exc:
+            if consumer is None:
+                # The factory failed: there is nobody to tell but the log.
+                self.logger.exception("%r cannot make a consumer", self)
+                self.close()
+            else:
+                self._fail(consumer, exc)
+        if out:
+            self._flush(out)
+        self._out = None
+        if self._last_request and not self._closing and not self.busy:
+            self.close()
+
+    def _hold(self, tail: bytes) -> None:
+        """Keep ``tail`` until it can be consumed; read no more meanwhile."""
+        self._tail = tail
+        self._transport.pause_reading()
+
+    def _continue(self) -> None:
+        """Go on after a pause: the held tail first, then the transport."""
+        if self._paused or self._out is not None:
+            return
+        tail = self._tail
+        if tail is not None:
+            consumer = self._consumer
+            if consumer is not None and consumer._state != NEW:
+                return  # still working on the request before it
+            self._tail = None
+            self._feed(tail)
+        if self._closing:
+            return
+        if self._last_request and not self.busy:
+            self.close()
+        elif self._tail is None and not self._paused:
+            self._transport.resume_reading()
+
+    def _unsolicited(self, data: bytes) -> None:
+        # Whatever it is, it would be taken for the answer to the next request.
+        self.logger.debug("%r: closed, for %d unsolicited bytes arrived", self, len(data))
+        self.abort()
+
+    def _fail(self, consumer: ProtocolConsumer, exc: BaseException) -> None:
+        """An error while serving or making a request costs this connection."""
+        peer = format_peer(self.address)
+        if isinstance(exc, AbortEvent):
+            self.logger.debug("%r: request aborted", self)
+        elif isinstance(exc, ProtocolError):
+            self.logger.info("connection%s closed: %s", f" from {peer}" if peer else "", exc)
+        elif not self._client:
+            self.logger.error(
+                "connection%s closed: error in %s",
+                f" from {peer}" if peer else "",
+                type(consumer).__name__,
+                exc_info=exc,
+            )
+        if consumer._state == FINISHING:
+            # It had finished before it failed: that outcome stands.
+            self.finish_consumer(consumer)
+        elif consumer._state == STARTED:
+            consumer._state = FINISHING
+            consumer._result = None
+            consumer._exc = exc
+            self.finish_consumer(consumer)
+        if self._client:
+            self.abort()
+        else:
+            self.close()
+
+    # Writing and closing
+
+    def write(self, data: bytes) -> Written | asyncio.Future[None]:
+        """Write ``data`` to the peer.
+
+        Writes made inside one ``data_received`` are joined. Returns a false,
+        awaitable value, or, when the peer does not read and writing is paused, a
+        Future that is done when it resumes. After the connection was closed the
+        data is dropped, and awaiting what is returned raises ``ConnectionClosed``.
+        """
+        if self._closing:
+            return LOST
+        self._activity = WROTE
+        out = self._out
+        if out is not None:
+            # A mutable buffer may change before it is written.
+            out.append(data if type(data) is bytes else bytes(data))
+        elif self._transport is None:
+            raise RuntimeError(f"{type(self).__name__} cannot write: it is not connected yet")
+        else:
+            self._transport.write(data)
+        return self.write_waiter() if self._paused else WRITTEN
+
+    def _flush(self, out: list[bytes]) -> None:
+        """Write the pieces of ``out`` and empty it."""
+        if len(out) == 1:
+            self._transport.write(out[0])
+        elif sum(map(len, out)) <= _JOIN_LIMIT:
+            self._transport.write(b"".join(out))
+        else:
+            self._transport.writelines(out)
+        out.clear()
+
+    def close(self) -> Any:
+        """Close once everything written has been sent; reading stops at once.
+
+        Returns the ``connection_lost`` event: await it for complete closure.
+        """
+        if not self._closing:
+            self._closing = True
+            self._tail = None
+            self._activity = WROTE
+            if self._out:
+                self._flush(self._out)
+        return super().close()
+
+    def abort(self) -> None:
+        """Close at once; what was written but not sent is dropped."""
+        self._closing = True
+        self._tail = None
+        if self._out:
+            self._out.clear()
+        super().abort()
+
+    def last_request(self) -> None:
+        """Close after the answer to the request in progress, or else to the next one."""
+        self._last_request = True
+
+    def finish(self) -> None:
+        """Close as soon as no request is in progress: now, or after its answer."""
+        self._last_request = True
+        if not self._closing and self._out is None and not self.busy:
+            self.close()
+
+    def check_deadlines(self, now: float, stall_timeout: float | None) -> None:
+        """Called by the server's sweep: close when silent for too long.
+
+        :param now: the loop's clock, in seconds
+        :param stall_timeout: seconds of silence in the middle of a request, or
+            while the peer does not read; None or 0: unlimited
+        """
+        if self._activity <= WROTE:
+            self._activity += SEEN
+            self._since = now
+            return
+        silent = now - self._since
+        if self._paused or self._closing:
+            # The peer owes us reading: any progress in the buffer counts.
+            size = self._transport.get_write_buffer_size()
+            if size != self._buffered:
+                self._buffered = size
+                self._since = now
+            elif stall_timeout and silent >= stall_timeout:
+                self._log_timeout("the peer does not read", silent)
+                self.abort()
+        elif self._tasks:
+            return
+        elif self.busy:
+            if stall_timeout and silent >= max(stall_timeout, self.timeout or 0.0):
+                self._log_timeout("a request has stalled", silent)
+                self.close()
+        else:
+            timeout = self.timeout
+            if self._last_request:
+                timeout = min(timeout or _EOF_LINGER, _EOF_LINGER)
+            if timeout and silent >= timeout:
+                self.logger.debug("%r: closed after %.1f s of silence", self, silent)
+                self.close()
+
+    def _log_timeout(self, reason: str, silent: float) -> None:
+        peer = format_peer(self.address)
+        self.logger.info(
+            "connection%s closed: %s, silent for %.1f s",
+            f" from {peer}" if peer else "",
+            reason,
+            silent,
+        )
+
+    def info(self) -> dict[str, Any]:
+        """What there is to know about this connection, as plain data."""
+        return {**super().info(), "requests_processed": self._processed, "busy": self.busy}

@@ -1,0 +1,160 @@
+"""Hosting of protocols that are not pulsar's: any asyncio protocol, stream handlers.
+
+Owns: ``Hosted``, what a server knows of one foreign connection, and
+``stream_protocol``, which runs an ``async def handler(reader, writer)``.
+Leaves: the bytes alone. ``transport.get_protocol()`` is the user's own object, and
+nothing of ours is called between it and the transport. Only ``connection_made``
+and ``connection_lost``, once per connection each, pass through here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from .protocol import format_peer
+from .timeout import Watched
+
+__all__ = ["Hosted", "stream_protocol"]
+
+StreamHandler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+class Hosted(Watched):
+    """One connection of a foreign protocol, as its server sees it.
+
+    Attributes on the protocol *instance* stand before its methods until each has
+    been called once; then they are removed. A protocol that takes no attributes
+    (``__slots__``) gets a subclass of its own class instead, made once per class.
+    """
+
+    __slots__ = ("__weakref__", "_on_lost", "_on_made", "protocol", "timeout", "transport")
+
+    def __init__(
+        self,
+        protocol: Any,
+        on_made: Callable[[Hosted], None],
+        on_lost: Callable[[Hosted, BaseException | None], None],
+        timeout: float | None = None,
+    ) -> None:
+        self.protocol = protocol
+        self.timeout = timeout
+        self.transport: Any = None
+        self._on_made = on_made
+        self._on_lost = on_lost
+        try:
+            protocol.connection_made = self._connection_made
+            protocol.connection_lost = self._connection_lost
+        except AttributeError:
+            _subclass(protocol, self)
+
+    def _connection_made(self, transport: asyncio.BaseTransport) -> None:
+        del self.protocol.connection_made
+        self.made(transport)
+        self.protocol.connection_made(transport)
+
+    def _connection_lost(self, exc: BaseException | None) -> None:
+        del self.protocol.connection_lost
+        try:
+            self.protocol.connection_lost(exc)
+        finally:
+            self.lost(exc)
+
+    def made(self, transport: asyncio.BaseTransport) -> None:
+        """The connection is there."""
+        self.transport = transport
+        self._on_made(self)
+
+    def lost(self, exc: BaseException | None) -> None:
+        """The connection is gone."""
+        self._on_lost(self, exc)
+
+    @property
+    def gone(self) -> bool:
+        """True when the connection was closed after its protocol had been replaced.
+
+        Then ``connection_lost`` was called on the other protocol.
+        """
+        transport = self.transport
+        return transport.is_closing() and transport.get_protocol() is not self.protocol
+
+    def abort(self) -> None:
+        """Close at once."""
+        self.transport.abort()
+
+
+_subclasses: dict[type, type] = {}
+# Protocols without a __dict__ cannot carry their Hosted; ids are unique while they live,
+# and they are removed when the connection is lost.
+_slotted: dict[int, Hosted] = {}
+
+
+def _subclass(protocol: Any, hosted: Hosted) -> None:
+    cls = type(protocol)
+    if cls not in _subclasses:
+
+        def connection_made(self: Any, transport: asyncio.BaseTransport) -> None:
+            _slotted[id(self)].made(transport)
+            cls.connection_made(self, transport)
+
+        def connection_lost(self: Any, exc: BaseException | None) -> None:
+            owner = _slotted.pop(id(self))
+            try:
+                cls.connection_lost(self, exc)
+            finally:
+                self.__class__ = cls
+                owner.lost(exc)
+
+        _subclasses[cls] = type(
+            cls.__name__,
+            (cls,),
+            {
+                "__slots__": (),
+                "__module__": cls.__module__,
+                "__qualname__": cls.__qualname__,
+                "connection_made": connection_made,
+                "connection_lost": connection_lost,
+            },
+        )
+    protocol.__class__ = _subclasses[cls]
+    _slotted[id(protocol)] = hosted
+
+
+def stream_protocol(
+    handler: StreamHandler,
+    loop: asyncio.AbstractEventLoop,
+    tasks: set[asyncio.Task[Any]],
+    logger: logging.Logger,
+) -> asyncio.StreamReaderProtocol:
+    """A protocol that runs ``handler(reader, writer)`` as ``asyncio.start_server`` does.
+
+    The task is in ``tasks`` while it runs. An error is logged once and closes the
+    connection; a handler that returns without closing leaves it open.
+    """
+
+    async def guarded(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.add(task)
+        try:
+            await handler(reader, writer)
+        except asyncio.CancelledError:
+            writer.transport.abort()
+        except Exception as exc:
+            if not isinstance(exc, ConnectionError):
+                peer = format_peer(writer.get_extra_info("peername"))
+                name = getattr(handler, "__qualname__", repr(handler))
+                logger.error(
+                    "connection%s closed: error in %s",
+                    f" from {peer}" if peer else "",
+                    name,
+                    exc_info=exc,
+                )
+            writer.close()
+        finally:
+            tasks.discard(task)
+
+    reader = asyncio.StreamReader(loop=loop)
+    return asyncio.StreamReaderProtocol(reader, guarded, loop=loop)

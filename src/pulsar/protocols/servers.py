@@ -1,0 +1,590 @@
+"""Servers: producers that listen.
+
+Owns: ``TcpServer`` and ``DatagramServer``: their connections, limits, start and
+drain.
+Leaves: accepting to ``accept``, foreign protocols to ``hosted``, deadlines to
+``timeout``, binding to ``pulsar.sockets``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import ssl
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+from ..errors import ImproperlyConfigured
+from ..net import Bind, format_address, parse_bind
+from ..sockets import SocketFile, descriptor_ceiling, open_sockets
+from .accept import Acceptor, lowest_free_descriptor
+from .connection import Connection
+from .hosted import Hosted, stream_protocol
+from .kinds import Kind, Maker, protocol_maker
+from .producer import Producer
+from .protocol import Protocol, PulsarProtocol
+from .timeout import Sweep
+
+__all__ = ["DatagramServer", "Server", "TcpServer"]
+
+Address = str | tuple[str, int] | Bind
+
+# Seconds between looks at the descriptors while accepting is paused for want of them.
+_DESCRIPTOR_CHECK = 0.1
+
+# Seconds between looks at the connections that a drain waits for.
+_DRAIN_CHECK = 0.05
+
+# Seconds past its deadline after which a handshake that nobody has told us of is over.
+_HANDSHAKE_SLACK = 1.0
+
+
+class Server(Producer):
+    """What ``TcpServer`` and ``DatagramServer`` share: addresses, a name, an end.
+
+    One-time events: ``start``, when it listens; ``finish``, when it is closed.
+    """
+
+    server_side: ClassVar[bool] = True
+    socket_type: ClassVar[socket.SocketKind]
+
+    def __init__(
+        self,
+        protocol_factory: Callable[..., Any],
+        loop: asyncio.AbstractEventLoop | None = None,
+        address: Address | None = None,
+        name: str | None = None,
+        sockets: Sequence[socket.socket] | None = None,
+        max_requests: int | None = None,
+        logger: logging.Logger | None = None,
+        *,
+        kind: str = "auto",
+    ) -> None:
+        super().__init__(loop, protocol_factory, name, max_requests, logger)
+        self._bind = address
+        self._sockets = list(sockets or ())
+        self._files: list[SocketFile] = []
+        self._addresses: list[Any] = []
+        self._kind_setting = kind
+        self._maker: Maker | None = None
+        self._started_at: float | None = None
+        self._ending = False
+        self._end: asyncio.Task[None] | None = None
+        self.kind: Kind | None = None
+
+    @property
+    def address(self) -> Any:
+        """The address of the first socket, as ``getsockname`` gives it; None before the start."""
+        return self._addresses[0] if self._addresses else None
+
+    @property
+    def addresses(self) -> list[Any]:
+        """The addresses of all sockets."""
+        return list(self._addresses)
+
+    def max_requests_reached(self) -> None:
+        """Close, as ``close`` does: ``max_requests`` have been processed."""
+        if self._end is None and not self._ending and self._loop is not None:
+            self.logger.warning("%s: %s requests processed, closing", self.name, self.max_requests)
+            self._end = self._loop.create_task(self.close())
+
+    async def close(self) -> None:
+        """Stop serving; returns when everything is closed."""
+        raise NotImplementedError
+
+    def _open(self, backlog: int) -> list[socket.socket]:
+        """Classify what is served, then open the sockets unless they were given."""
+        if self._started_at is not None:
+            raise RuntimeError(f"{self.name} has been started already")
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        self.kind, self._maker = protocol_maker(self.protocol_factory, self._kind_setting)
+        if not self._sockets:
+            if self._bind is None:
+                raise ImproperlyConfigured(f"{self.name} has neither an address nor sockets")
+            bind = _as_bind(self._bind)
+            self._sockets = open_sockets(bind, type=self.socket_type, backlog=backlog)
+            files = [SocketFile.of(bind, sock) for sock in self._sockets]
+            self._files = [file for file in files if file is not None]
+        self._addresses = [sock.getsockname() for sock in self._sockets]
+        self._started_at = self._loop.time()
+        return self._sockets
+
+    def _close_sockets(self) -> None:
+        """Close the sockets; remove the files of those that this server has bound."""
+        for file in self._files:
+            file.unlink()
+        self._files.clear()
+        for sock in self._sockets:
+            sock.close()
+
+    def info(self) -> dict[str, Any]:
+        """What there is to know about this server, as plain data; times in seconds."""
+        loop = self._loop
+        started = self._started_at
+        return {
+            "name": self.name,
+            "kind": None if self.kind is None else self.kind.value,
+            "addresses": [format_address(address) for address in self._addresses],
+            "uptime": 0.0 if loop is None or started is None else loop.time() - started,
+            "sessions": self.sessions,
+            "requests_processed": self.requests_processed,
+            "max_requests": self.max_requests,
+        }
+
+    def __repr__(self) -> str:
+        if self.fired_event("finish"):
+            state = "closed"
+        elif self._ending:
+            state = "closing"
+        else:
+            state = "new" if self._started_at is None else "serving"
+        where = ", ".join(format_address(address) for address in self._addresses)
+        return f"<{type(self).__name__} {self.name} {state}{f' on {where}' if where else ''}>"
+
+
+class TcpServer(Server):
+    """Serves streams: TCP, Unix sockets, and TLS over both.
+
+    :param protocol_factory: a ``ProtocolConsumer`` class or factory, a factory of
+        ``Connection``, any asyncio protocol class or factory, or a coroutine
+        function ``handler(reader, writer)``
+    :param loop: the event loop; by default the one that runs ``start_serving``
+    :param address: where to listen, when no ``sockets`` are given: ``(host, port)``
+        or a bind text such as ``":8080"`` or ``"unix:/run/my.sock"``
+    :param name: for logs
+    :param sockets: bound sockets to listen on; they are the server's from now on
+    :param max_requests: close after that many requests; connections are counted
+        where requests cannot be seen
+    :param keep_alive: seconds of silence between requests after which a connection
+        is closed; where requests cannot be seen, seconds of silence; None or 0: never
+    :param max_connections: stop accepting at that many connections; None: unlimited
+    :param stall_timeout: seconds of silence in the middle of a request, or while the
+        peer does not read, after which a connection is closed; None or 0: never
+    :param kind: what ``protocol_factory`` is, where it cannot be told: ``consumer``,
+        ``protocol`` or ``stream``
+    """
+
+    socket_type: ClassVar[socket.SocketKind] = socket.SOCK_STREAM
+
+    def __init__(
+        self,
+        protocol_factory: Callable[..., Any],
+        loop: asyncio.AbstractEventLoop | None = None,
+        address: Address | None = None,
+        name: str | None = None,
+        sockets: Sequence[socket.socket] | None = None,
+        max_requests: int | None = None,
+        keep_alive: float | None = None,
+        logger: logging.Logger | None = None,
+        *,
+        max_connections: int | None = None,
+        stall_timeout: float | None = 60.0,
+        kind: str = "auto",
+    ) -> None:
+        super().__init__(
+            protocol_factory, loop, address, name, sockets, max_requests, logger, kind=kind
+        )
+        self.keep_alive = keep_alive
+        self.max_connections = max_connections or None
+        self.stall_timeout = stall_timeout
+        self._acceptor: Acceptor | None = None
+        # Accepted, not yet made; the loop's time at which each is given up. A TLS
+        # handshake that fails calls nobody.
+        self._pending: dict[object, float] = {}
+        self._open_connections: set[Protocol | Hosted] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._empty = asyncio.Event()
+        self._sweep: Sweep | None = None
+        self._handshake_timeout: float | None = None
+        self._descriptor_ceiling = descriptor_ceiling()
+        self._descriptor_timer: asyncio.TimerHandle | None = None
+        self._warned_at: dict[str, float] = {}
+
+    @property
+    def _server(self) -> asyncio.AbstractServer | None:
+        """The loop's server; None before ``start_serving`` and while accepting is paused."""
+        servers = self._acceptor.servers if self._acceptor is not None else None
+        return servers[0] if servers else None
+
+    @property
+    def connections(self) -> int:
+        """How many connections there are, handshakes in progress included."""
+        return len(self._open_connections) + len(self._pending)
+
+    @property
+    def accepting(self) -> bool:
+        """False before the start, after the end, and while accepting is paused."""
+        return self._acceptor is not None and not self._ending and not self._acceptor.paused
+
+    async def start_serving(
+        self,
+        backlog: int = 2048,
+        sslcontext: ssl.SSLContext | None = None,
+        *,
+        handshake_timeout: float = 10.0,
+        plain_sockets: Sequence[socket.socket] = (),
+    ) -> None:
+        """Listen and accept connections.
+
+        :param backlog: connections that the kernel queues for each socket
+        :param sslcontext: speak TLS
+        :param handshake_timeout: seconds that a TLS handshake may take
+        :param plain_sockets: those of ``sockets`` that do not speak TLS
+
+        Raises ``ImproperlyConfigured`` for what cannot be served or bound.
+        """
+        sockets = self._open(backlog)
+        assert self._loop is not None
+        if self.kind is Kind.DATAGRAM:
+            self._close_sockets()
+            raise ImproperlyConfigured(f"{self.name} serves streams, not datagrams")
+        self._handshake_timeout = handshake_timeout if sslcontext is not None else None
+        self._sweep = Sweep(self._loop, self._check_deadlines, self.keep_alive, self.stall_timeout)
+        self._acceptor = Acceptor(
+            self._loop,
+            sockets,
+            self.create_protocol,
+            backlog=backlog,
+            logger=self.logger,
+            ssl_context=sslcontext,
+            handshake_timeout=self._handshake_timeout,
+            plain=plain_sockets,
+        )
+        await self._acceptor.start()
+        self.fire_event("start")
+
+    async def renew_tls(self, sslcontext: ssl.SSLContext) -> None:
+        """Use ``sslcontext`` for new connections; the present ones go on undisturbed."""
+        if self._acceptor is not None and not self._ending:
+            await self._acceptor.swap_context(sslcontext)
+
+    def pause(self) -> None:
+        """Stop accepting; connections wait in the kernel's queue until ``resume``."""
+        if self._acceptor is not None:
+            self._acceptor.pause("asked to")
+
+    def resume(self) -> None:
+        """Accept again, unless a limit forbids it."""
+        if self._acceptor is not None:
+            self._acceptor.resume("asked to")
+
+    async def close(self, timeout: float | None = 30.0, *, linger: float = 1.0) -> None:
+        """Stop accepting, let requests in progress finish, close every connection.
+
+        :param timeout: seconds until the connections that are left are aborted;
+            0: at once; None: wait for ever
+        :param linger: seconds for which an idle connection may still bring a request,
+            which is answered before the connection is closed
+        """
+        if self._ending:
+            await self.event("finish")  # type: ignore[misc]
+            return
+        self._ending = True
+        if self._descriptor_timer is not None:
+            self._descriptor_timer.cancel()
+        if self._acceptor is not None:
+            self._acceptor.stop()
+        self._close_sockets()
+        if self._loop is not None:
+            await self._drain(self._loop, timeout, linger)
+        if self._sweep is not None:
+            self._sweep.cancel()
+        self.fire_event("finish")
+
+    def info(self) -> dict[str, Any]:
+        """What there is to know about this server, as plain data; times in seconds."""
+        acceptor = self._acceptor
+        return {
+            **super().info(),
+            "connections": self.connections,
+            "max_connections": self.max_connections,
+            "keep_alive": self.keep_alive,
+            "accepting": self.accepting,
+            "paused": sorted(acceptor.paused) if acceptor is not None else [],
+        }
+
+    # Connections: accepted, made, lost
+
+    def create_protocol(self, **kw: Any) -> asyncio.BaseProtocol:
+        """Called by the loop for each accepted connection: the protocol that serves it."""
+        loop = self._loop
+        assert loop is not None
+        assert self._maker is not None
+        self.sessions += 1
+        try:
+            protocol, member = self._make(loop, kw)
+        except Exception:
+            # A loop may close its server for an exception here.
+            self.logger.exception("%s: a connection cannot be served", self.name)
+            protocol = member = Protocol(producer=_Refusal(), session=self.sessions)
+            return protocol
+        self._pending[member] = loop.time() + (self._handshake_timeout or 0.0) + _HANDSHAKE_SLACK
+        self._check_room()
+        return protocol
+
+    def _make(
+        self, loop: asyncio.AbstractEventLoop, kw: dict[str, Any]
+    ) -> tuple[asyncio.BaseProtocol, Protocol | Hosted]:
+        assert self._maker is not None
+        if self.kind is Kind.STREAM:
+            handler: Any = self._maker
+            protocol: Any = stream_protocol(handler, loop, self._tasks, self.logger)
+        else:
+            protocol = self._maker(
+                session=self.sessions, producer=self, loop=loop, timeout=self.keep_alive, **kw
+            )
+            if isinstance(protocol, Protocol):
+                return protocol, protocol
+        return protocol, Hosted(protocol, self._made, self._lost, self.keep_alive)
+
+    def protocol_connected(self, protocol: PulsarProtocol) -> None:
+        """Called by a connection of this server when it is made."""
+        assert isinstance(protocol, Protocol)
+        self._made(protocol)
+        super().protocol_connected(protocol)
+
+    def protocol_lost(self, protocol: PulsarProtocol, exc: BaseException | None) -> None:
+        """Called by a connection of this server when it is lost."""
+        super().protocol_lost(protocol, exc)
+        assert isinstance(protocol, Protocol)
+        self._lost(protocol, exc)
+
+    def _made(self, member: Protocol | Hosted) -> None:
+        self._pending.pop(member, None)
+        self._open_connections.add(member)
+        if self._sweep is not None:
+            self._sweep.arm()
+
+    def _lost(self, member: Protocol | Hosted, exc: BaseException | None) -> None:
+        self._open_connections.discard(member)
+        if not isinstance(member, Connection):
+            self.requests_processed += 1
+            if self.requests_processed == self.max_requests:
+                self.max_requests_reached()
+        if not self._open_connections:
+            self._empty.set()
+        acceptor = self._acceptor
+        if acceptor is not None and acceptor.paused and self._has_room():
+            acceptor.resume("max_connections")
+
+    # Limits
+
+    def _has_room(self) -> bool:
+        return self.max_connections is None or self.connections < self.max_connections
+
+    def _check_room(self) -> None:
+        """Pause accepting when this connection was the last that there is room for."""
+        if not self._has_room():
+            self._forget_the_gone()
+        if not self._has_room():
+            self._pause("max_connections", f"{self.connections} connections (max_connections)")
+        elif self._short_of_descriptors():
+            self._pause("descriptors", "few descriptors are left (RLIMIT_NOFILE)")
+            self._watch_descriptors()
+
+    def _pause(self, reason: str, why: str) -> None:
+        assert self._acceptor is not None
+        assert self._loop is not None
+        now = self._loop.time()
+        # A server at its limit pauses and resumes with every connection.
+        if now - self._warned_at.get(reason, -60.0) >= 60.0:
+            self._warned_at[reason] = now
+            self.logger.warning("%s: accepting is paused: %s", self.name, why)
+        self._acceptor.pause(reason)
+
+    def _forget_the_gone(self) -> None:
+        """Drop handshakes that have failed, and connections lost behind our back."""
+        assert self._loop is not None
+        now = self._loop.time()
+        for member in [member for member, until in self._pending.items() if until < now]:
+            del self._pending[member]
+        for connection in list(self._open_connections):
+            if isinstance(connection, Hosted) and connection.gone:
+                self._lost(connection, None)
+
+    def _short_of_descriptors(self) -> bool:
+        assert self._acceptor is not None
+        try:
+            return lowest_free_descriptor(self._acceptor.sockets[0]) >= self._descriptor_ceiling
+        except OSError:
+            return True
+
+    def _watch_descriptors(self) -> None:
+        assert self._loop is not None
+        assert self._acceptor is not None
+        self._descriptor_timer = None
+        if self._short_of_descriptors():
+            self._descriptor_timer = self._loop.call_later(
+                _DESCRIPTOR_CHECK, self._watch_descriptors
+            )
+        else:
+            self._acceptor.resume("descriptors")
+
+    def _check_deadlines(self, now: float) -> bool:
+        """The sweep. False when there is nothing left to look at."""
+        if self._pending:
+            self._forget_the_gone()
+            acceptor = self._acceptor
+            if acceptor is not None and acceptor.paused and self._has_room():
+                acceptor.resume("max_connections")
+        stall_timeout = self.stall_timeout
+        for connection in list(self._open_connections):
+            connection.check_deadlines(now, stall_timeout)
+        return bool(self._open_connections or self._pending)
+
+    # The end
+
+    async def _drain(
+        self, loop: asyncio.AbstractEventLoop, timeout: float | None, linger: float
+    ) -> None:
+        start = loop.time()
+        deadline = None if timeout is None else start + timeout
+        lingering = start + linger if deadline is None else min(start + linger, deadline)
+        for connection in list(self._open_connections):
+            if isinstance(connection, Connection):
+                connection.last_request()
+        while self._open_connections:
+            now = loop.time()
+            if deadline is not None and now >= deadline:
+                break
+            if now >= lingering:
+                for connection in list(self._open_connections):
+                    connection.finish()
+            self._empty.clear()
+            if self._open_connections:
+                await _wait(self._empty, _DRAIN_CHECK)
+        if self._open_connections:
+            self.logger.warning(
+                "%s: %d connections aborted after %.1f s",
+                self.name,
+                len(self._open_connections),
+                loop.time() - start,
+            )
+        for connection in list(self._open_connections):
+            connection.abort()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        self._empty.clear()
+        if self._open_connections:
+            await _wait(self._empty, 1.0)  # connection_lost is a callback away
+
+
+class DatagramServer(Server):
+    """Serves datagrams: UDP.
+
+    :param protocol_factory: a ``DatagramProtocol`` class or factory, pulsar's or
+        asyncio's; one protocol is made for each socket
+    :param max_requests: close after that many datagrams
+    :param kw: see ``TcpServer``
+    """
+
+    socket_type: ClassVar[socket.SocketKind] = socket.SOCK_DGRAM
+
+    def __init__(
+        self,
+        protocol_factory: Callable[..., Any],
+        loop: asyncio.AbstractEventLoop | None = None,
+        address: Address | None = None,
+        name: str | None = None,
+        sockets: Sequence[socket.socket] | None = None,
+        max_requests: int | None = None,
+        logger: logging.Logger | None = None,
+        *,
+        kind: str = "auto",
+    ) -> None:
+        super().__init__(
+            protocol_factory, loop, address, name, sockets, max_requests, logger, kind=kind
+        )
+        self._transports: list[asyncio.DatagramTransport] = []
+
+    async def create_endpoint(self) -> None:
+        """Bind, and receive datagrams.
+
+        Raises ``ImproperlyConfigured`` for what cannot be served or bound.
+        """
+        sockets = self._open(0)
+        loop = self._loop
+        assert loop is not None
+        if self.kind is not Kind.DATAGRAM:
+            self._close_sockets()
+            raise ImproperlyConfigured(
+                f"{self.name} serves datagrams: accepted is a DatagramProtocol class or factory"
+            )
+        for sock in sockets:
+            transport, _ = await loop.create_datagram_endpoint(self.create_protocol, sock=sock)
+            self._transports.append(transport)
+        self.fire_event("start")
+
+    def create_protocol(self, **kw: Any) -> asyncio.DatagramProtocol:
+        """Called by the loop for each socket: the protocol that serves it."""
+        assert self._maker is not None
+        self.sessions += 1
+        protocol: Any = self._maker(session=self.sessions, producer=self, loop=self._loop, **kw)
+        if self.max_requests is not None:
+            received = protocol.datagram_received
+
+            def counted(data: bytes, addr: Any) -> None:
+                received(data, addr)
+                self.requests_processed += 1
+                if self.requests_processed == self.max_requests:
+                    self.max_requests_reached()
+
+            # Only then: without a limit nothing stands in the way of a datagram.
+            protocol.datagram_received = counted
+        return protocol  # type: ignore[no-any-return]
+
+    async def close(self, timeout: float | None = 30.0) -> None:
+        """Stop receiving, send what is buffered, close the sockets.
+
+        :param timeout: seconds until what is still buffered is dropped; None: wait
+            for ever
+        """
+        if self._ending:
+            await self.event("finish")  # type: ignore[misc]
+            return
+        self._ending = True
+        for transport in self._transports:
+            transport.close()
+        deadline = None if timeout is None or self._loop is None else self._loop.time() + timeout
+        for transport, sock in zip(self._transports, self._sockets, strict=False):
+            # A transport closes its socket when it has sent everything.
+            while sock.fileno() != -1 and _buffered(transport):
+                if deadline is not None and asyncio.get_running_loop().time() >= deadline:
+                    transport.abort()
+                    break
+                await asyncio.sleep(_DRAIN_CHECK)
+        await asyncio.sleep(0)  # connection_lost is a callback away
+        self._close_sockets()
+        self.fire_event("finish")
+
+
+class _Refusal(Producer):
+    """The producer of a connection that nobody can serve: it is closed at once."""
+
+    def protocol_connected(self, protocol: PulsarProtocol) -> None:
+        protocol.abort()
+
+
+def _as_bind(address: Address) -> Bind:
+    if isinstance(address, Bind):
+        return address
+    if isinstance(address, str):
+        return parse_bind(address)
+    host, port = address
+    return parse_bind(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        pass
+
+
+def _buffered(transport: Any) -> int:
+    return int(transport.get_write_buffer_size())
