@@ -4,7 +4,7 @@ import socket
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pulsar.errors import ImproperlyConfigured
@@ -49,6 +49,8 @@ ACCEPTED = [
     ("fd://3", Bind("fd", fd=3)),
     ("fd://0?tls=on", Bind("fd", fd=0, tls=True)),
     ("systemd:", Bind("systemd")),
+    ("systemd", Bind("systemd")),
+    ("tcp://unix:80", Bind("tcp", "unix", 80)),
     ("systemd:?tls=on", Bind("systemd", tls=True)),
 ]
 
@@ -111,6 +113,8 @@ REFUSED = [
     ("inet://localhost", "unknown scheme 'inet'"),
     ("unix:", "the path is missing"),
     ("unix:@", "the path is missing"),
+    ("unix", "the path is missing"),
+    ("systemd:3", "nothing follows 'systemd:'"),
     ("unix://", "an absolute path has three slashes"),
     ("unix://run/x", "an absolute path has three slashes, 'unix:///run/x'"),
     ("unix:/a\0b", "a path has no NUL character"),
@@ -163,11 +167,13 @@ def check_round_trip(text: str) -> None:
     assert parse_bind(str(bind)) == bind
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_any_text_is_parsed_or_refused(text: str) -> None:
     check_round_trip(text)
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(["", "tcp://", "udp://", "unix:", "unix://", "fd://", "systemd:"]),
     st.text(alphabet="@/[]:.-01a?=&", max_size=12),

@@ -207,10 +207,13 @@ def _join(host: str, port: int) -> str:
 
 
 def _split_scheme(address: str) -> tuple[Scheme, str]:
-    if address == "systemd:":
+    name, _, rest = address.partition(":")
+    if name == "unix":
+        return "unix", rest
+    if name == "systemd":
+        if rest:
+            raise ValueError("nothing follows 'systemd:'")
         return "systemd", ""
-    if address.startswith("unix:"):
-        return "unix", address.removeprefix("unix:")
     scheme, mark, rest = address.partition("://")
     if not mark:
         return "inet", address

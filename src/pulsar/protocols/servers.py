@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 from ..errors import ImproperlyConfigured
 from ..net import Bind, format_address, parse_bind
-from ..sockets import SocketFile, descriptor_ceiling, open_sockets
+from ..sockets import close_sockets, descriptor_ceiling, open_sockets
 from .accept import Acceptor, lowest_free_descriptor
 from .connection import Connection
 from .hosted import Hosted, stream_protocol
@@ -64,7 +64,6 @@ class Server(Producer):
         super().__init__(loop, protocol_factory, name, max_requests, logger)
         self._bind = address
         self._sockets = list(sockets or ())
-        self._files: list[SocketFile] = []
         self._addresses: list[Any] = []
         self._kind_setting = kind
         self._maker: Maker | None = None
@@ -103,21 +102,12 @@ class Server(Producer):
         if not self._sockets:
             if self._bind is None:
                 raise ImproperlyConfigured(f"{self.name} has neither an address nor sockets")
-            bind = _as_bind(self._bind)
-            self._sockets = open_sockets(bind, type=self.socket_type, backlog=backlog)
-            files = [SocketFile.of(bind, sock) for sock in self._sockets]
-            self._files = [file for file in files if file is not None]
+            self._sockets = open_sockets(
+                _as_bind(self._bind), type=self.socket_type, backlog=backlog
+            )
         self._addresses = [sock.getsockname() for sock in self._sockets]
         self._started_at = self._loop.time()
         return self._sockets
-
-    def _close_sockets(self) -> None:
-        """Close the sockets; remove the files of those that this server has bound."""
-        for file in self._files:
-            file.unlink()
-        self._files.clear()
-        for sock in self._sockets:
-            sock.close()
 
     def info(self) -> dict[str, Any]:
         """What there is to know about this server, as plain data; times in seconds."""
@@ -238,7 +228,7 @@ class TcpServer(Server):
         sockets = self._open(backlog)
         assert self._loop is not None
         if self.kind is Kind.DATAGRAM:
-            self._close_sockets()
+            close_sockets(self._sockets)
             raise ImproperlyConfigured(f"{self.name} serves streams, not datagrams")
         self._handshake_timeout = handshake_timeout if sslcontext is not None else None
         self._sweep = Sweep(self._loop, self._check_deadlines, self.keep_alive, self.stall_timeout)
@@ -286,7 +276,7 @@ class TcpServer(Server):
             self._descriptor_timer.cancel()
         if self._acceptor is not None:
             self._acceptor.stop()
-        self._close_sockets()
+        close_sockets(self._sockets)
         if self._loop is not None:
             await self._drain(self._loop, timeout, linger)
         if self._sweep is not None:
@@ -510,7 +500,7 @@ class DatagramServer(Server):
         loop = self._loop
         assert loop is not None
         if self.kind is not Kind.DATAGRAM:
-            self._close_sockets()
+            close_sockets(self._sockets)
             raise ImproperlyConfigured(
                 f"{self.name} serves datagrams: accepted is a DatagramProtocol class or factory"
             )
@@ -558,7 +548,7 @@ class DatagramServer(Server):
                     break
                 await asyncio.sleep(_DRAIN_CHECK)
         await asyncio.sleep(0)  # connection_lost is a callback away
-        self._close_sockets()
+        close_sockets(self._sockets)
         self.fire_event("finish")
 
 
