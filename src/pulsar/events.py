@@ -234,8 +234,8 @@ class EventHandler:
         """
         events = self._events
         if events is None or name not in events:
-            if name in self.MANY_TIMES_EVENTS:
-                return  # nobody listens
+            if name in self.MANY_TIMES_EVENTS or self._past_event(name) is not None:
+                return  # nobody listens, and what has to be remembered is
             self.event(name)  # a one-time event is remembered, or the name is unknown
             events = self._events
             assert events is not None

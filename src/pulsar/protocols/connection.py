@@ -42,6 +42,10 @@ _PIPELINE_BATCH = 64
 _EOF_LINGER = 5.0
 
 
+def _no_factory() -> ProtocolConsumer:
+    raise RuntimeError("this connection has no consumer_factory")
+
+
 class Connection(FlowControl, Protocol):
     """Routes the bytes of a transport to ``ProtocolConsumer`` objects, in both directions.
 
@@ -74,7 +78,7 @@ class Connection(FlowControl, Protocol):
 
     def __init__(
         self,
-        consumer_factory: ConsumerFactory | None = None,
+        consumer_factory: ConsumerFactory = _no_factory,
         timeout: float | None = None,
         low_limit: int | None = None,
         high_limit: int | None = None,
@@ -86,8 +90,9 @@ class Connection(FlowControl, Protocol):
         self._processed = 0
         self._consumer: ProtocolConsumer | None = None
         self._client = producer is not None and not producer.server_side
-        # Writes made while a consumer is being fed; None outside.
-        self._out: list[bytes] | None = None
+        # What was written while a consumer is being fed: nothing yet (empty bytes),
+        # one piece, or a list of them. None outside: writes go to the transport.
+        self._out: bytes | list[bytes] | None = None
         # Bytes that wait for the current consumer to finish, or for the peer to read.
         self._tail: bytes | None = None
         self._tasks: set[asyncio.Task[Any]] | None = None
@@ -197,7 +202,7 @@ class Connection(FlowControl, Protocol):
         So writes made through it and through ``write`` keep their order.
         """
         if self._out:
-            self._flush(self._out)
+            self._flush()
         self._activity = WROTE
         return self._transport
 
@@ -245,14 +250,11 @@ class Connection(FlowControl, Protocol):
             self.current_consumer()
 
     def _new_consumer(self) -> ProtocolConsumer:
-        factory = self._consumer_factory
-        if factory is None:
-            raise RuntimeError(f"{type(self).__name__} has no consumer_factory")
         producer = self.producer
         if producer is None or producer._events is None:
-            consumer = factory()
+            consumer = self._consumer_factory()
         else:
-            consumer = producer.build_consumer(factory)
+            consumer = producer.build_consumer(self._consumer_factory)
         self._consumer = consumer
         consumer.connection = self
         consumer.connection_made(self)
@@ -272,11 +274,16 @@ class Connection(FlowControl, Protocol):
             self._fail(consumer, exc)
 
     def finish_consumer(self, consumer: ProtocolConsumer) -> None:
+        """End a request outside ``data_received``: see ``ProtocolConsumer.finished``."""
+        self._complete(consumer)
+        if self._out is None and not self._closing:
+            self._continue()
+
+    def _complete(self, consumer: ProtocolConsumer) -> None:
         """Account for a finished request and fire ``post_request``."""
         consumer._state = DONE
         self._processed += 1
-        if self._consumer is consumer:
-            self._consumer = None
+        self._consumer = None
         producer = self.producer
         if producer is not None:
             processed = producer.requests_processed + 1
@@ -285,8 +292,6 @@ class Connection(FlowControl, Protocol):
                 producer.max_requests_reached()
         if consumer._events is not None:
             consumer.fire_event("post_request", consumer._result, consumer._exc)
-        if self._out is None and not self._closing:
-            self._continue()
 
     def create_task(
         self, consumer: ProtocolConsumer, coro: Coroutine[Any, Any, T]
@@ -313,8 +318,7 @@ class Connection(FlowControl, Protocol):
     def _feed(self, data: bytes) -> None:  # noqa: C901 - one loop, no call it can spare
         """Give ``data`` to consumers until it is used up or must wait."""
         consumer = self._consumer
-        out: list[bytes] = []
-        self._out = out
+        self._out = b""
         answered = 0
         try:
             while True:
@@ -322,7 +326,15 @@ class Connection(FlowControl, Protocol):
                     if self._client:
                         self._unsolicited(data)
                         break
-                    consumer = self._new_consumer()
+                    # As _new_consumer does: one call less for each message.
+                    producer = self.producer
+                    if producer is None or producer._events is None:
+                        consumer = self._consumer_factory()
+                    else:
+                        consumer = producer.build_consumer(self._consumer_factory)
+                    self._consumer = consumer
+                    consumer.connection = self
+                    consumer.connection_made(self)
                 if consumer._state == NEW:
                     consumer._state = STARTED
                     if consumer._events is not None:
@@ -334,14 +346,12 @@ class Connection(FlowControl, Protocol):
                     tail = consumer.data_received(data)
                     consumer.fire_event("data_processed", data=data)
                 if consumer._state == FINISHING:
-                    self.finish_consumer(consumer)
-                    if self._closing:
-                        break
-                    if not tail:
+                    self._complete(consumer)
+                    if not tail or self._closing:
                         break
                     answered += 1
-                    if answered % _PIPELINE_BATCH == 0 and out:
-                        self._flush(out)
+                    if answered % _PIPELINE_BATCH == 0:
+                        self._flush()
                         if self._paused:
                             self._hold(tail)
                             break
@@ -359,9 +369,14 @@ class Connection(FlowControl, Protocol):
                 self.close()
             else:
                 self._fail(consumer, exc)
-        if out:
-            self._flush(out)
-        self._out = None
+        out = self._out
+        if type(out) is bytes:
+            self._out = None
+            if out:
+                self._transport.write(out)
+        else:
+            self._flush()
+            self._out = None
         if self._last_request and not self._closing and not self.busy:
             self.close()
 
@@ -435,23 +450,31 @@ class Connection(FlowControl, Protocol):
         self._activity = WROTE
         out = self._out
         if out is not None:
-            # A mutable buffer may change before it is written.
-            out.append(data if type(data) is bytes else bytes(data))
+            if type(data) is not bytes:
+                data = bytes(data)  # a mutable buffer may change before it is written
+            if not out:
+                self._out = data
+            elif type(out) is list:
+                out.append(data)
+            else:
+                self._out = [out, data]  # type: ignore[list-item]
         elif self._transport is None:
             raise RuntimeError(f"{type(self).__name__} cannot write: it is not connected yet")
         else:
             self._transport.write(data)
         return self.write_waiter() if self._paused else WRITTEN
 
-    def _flush(self, out: list[bytes]) -> None:
-        """Write the pieces of ``out`` and empty it."""
-        if len(out) == 1:
-            self._transport.write(out[0])
-        elif sum(map(len, out)) <= _JOIN_LIMIT:
-            self._transport.write(b"".join(out))
-        else:
-            self._transport.writelines(out)
-        out.clear()
+    def _flush(self) -> None:
+        """Hand what was written to the transport."""
+        out = self._out
+        self._out = b""
+        if isinstance(out, list):
+            if sum(map(len, out)) <= _JOIN_LIMIT:
+                self._transport.write(b"".join(out))
+            else:
+                self._transport.writelines(out)
+        elif out:
+            self._transport.write(out)
 
     def close(self) -> Any:
         """Close once everything written has been sent; reading stops at once.
@@ -463,7 +486,7 @@ class Connection(FlowControl, Protocol):
             self._tail = None
             self._activity = WROTE
             if self._out:
-                self._flush(self._out)
+                self._flush()
         return super().close()
 
     def abort(self) -> None:
@@ -471,7 +494,7 @@ class Connection(FlowControl, Protocol):
         self._closing = True
         self._tail = None
         if self._out:
-            self._out.clear()
+            self._out = b""
         super().abort()
 
     def last_request(self) -> None:

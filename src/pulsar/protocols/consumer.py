@@ -71,7 +71,7 @@ class ProtocolConsumer(EventHandler):
         self._state = NEW
         self.connection = None
         self.request = None
-        if one_time_events or many_times_events:
+        if one_time_events is not None or many_times_events is not None:
             self._add_events(one_time_events or (), many_times_events or ())
 
     # What users implement
@@ -175,19 +175,20 @@ class ProtocolConsumer(EventHandler):
         ``post_request`` after ``data_processed``. Further calls do nothing.
         """
         state = self._state
-        if state >= FINISHING:
-            return
-        self._state = FINISHING
-        self._result = result
-        self._exc = exc
-        connection = self.connection
-        if connection is None or state == NEW:
-            # Never started: no request to account for, but somebody may wait.
+        if state == STARTED:
+            self._state = FINISHING
+            self._result = result
+            self._exc = exc
+            connection = self.connection
+            if connection._out is None:  # type: ignore[union-attr]  # it was started there
+                connection.finish_consumer(self)  # type: ignore[union-attr]
+        elif state == NEW:
+            # No request to account for, but somebody may wait for it.
             self._state = DONE
+            self._result = result
+            self._exc = exc
             if self._events is not None and "post_request" in self._events:
-                self.fire_event("post_request", result, exc)
-        elif connection._out is None or connection._consumer is not self:
-            connection.finish_consumer(self)
+                self._events["post_request"].fire(self if result is None else result, exc)
 
     def abort_request(self) -> NoReturn:
         """Refuse the request: raises ``AbortRequest``.
