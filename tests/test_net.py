@@ -36,6 +36,7 @@ ACCEPTED = [
     ("udp://:53", Bind("udp", "", 53)),
     ("unix:/run/x.sock", Bind("unix", path="/run/x.sock")),
     ("unix:///run/x.sock", Bind("unix", path="/run/x.sock")),
+    ("unix:////run//x.sock", Bind("unix", path="/run//x.sock")),
     ("unix:x.sock", Bind("unix", path="x.sock")),
     ("unix:./@x", Bind("unix", path="./@x")),
     ("unix:/run/x:y.sock", Bind("unix", path="/run/x:y.sock")),

@@ -149,7 +149,8 @@ def connect_address(address: object) -> ConnectAddress:
     out, so the name of an IPv6 socket will do), ``"host:port"``, ``"[ipv6]:port"``,
     ``"unix:PATH"``, ``"unix:@NAME"``, and the name of a Unix socket as
     ``getsockname`` gives it. Out comes a ``(host, port)`` tuple, or a string for
-    a Unix socket, whose first character is NUL if the name is abstract.
+    a Unix socket, whose first character is NUL if the name is abstract (uvloop's
+    ``create_unix_connection`` takes such a name only as a connected socket).
 
     Raises ``ImproperlyConfigured`` for everything else, port 0 included.
     """
@@ -265,6 +266,8 @@ def _parse_path(rest: str) -> str:
         path = rest[2:]
         if not path.startswith("/"):
             raise ValueError(f"an absolute path has three slashes, 'unix:///{path}'")
+        # One slash, lest the path be printed as if it had a scheme's two.
+        path = "/" + path.lstrip("/")
     if path in ("", "@"):
         raise ValueError("the path is missing")
     if "\0" in path:

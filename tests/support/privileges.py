@@ -9,6 +9,9 @@ from contextlib import contextmanager
 
 _NOBODY = 65534
 
+# A codec that cannot be imported is unknown for good, and addresses need this one.
+"localhost".encode("idna")
+
 
 @contextmanager
 def unprivileged() -> Iterator[None]:

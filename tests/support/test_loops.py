@@ -95,3 +95,25 @@ def test_a_timeout_of_the_test_s_own_passes_through(run: Callable[..., Any]) -> 
 
     with pytest.raises(TimeoutError):
         run(main())
+
+
+def test_a_stream_handler_that_the_end_cancels_is_no_error(run: Callable[..., Any]) -> None:
+    handling = asyncio.Event()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        handling.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            writer.close()
+
+    async def main() -> str:
+        server = await asyncio.start_server(handle, "127.0.0.1", 0)
+        _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        await handling.wait()
+        writer.close()
+        await writer.wait_closed()
+        server.close()
+        return "done"
+
+    assert run(main()) == "done"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import doctest
+import re
 import time
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import example, given, settings
@@ -70,9 +73,9 @@ def taken(framer: Framer, chunks: list[bytes], view: bool = False) -> list[objec
     seen: list[object] = []
     try:
         for chunk in chunks:
-            tail: bytes | memoryview = memoryview(chunk) if view else chunk
+            tail: Any = memoryview(chunk) if view else chunk
             while tail:
-                message, tail = framer.split(tail)  # type: ignore[type-var]
+                message, tail = framer.split(tail)
                 if message is not None:
                     seen.append(message)
         framer.eof()
@@ -132,11 +135,20 @@ def test_whatever_holds_bytes_is_accepted(make: Callable[[int], Framer]) -> None
         (message,) = framer.feed(kind(frame))
         assert message == b"hello"
         assert type(message) is bytes
-        message, tail = framer.split(kind(frame + b"more"))
-        assert message == b"hello"
-        assert type(message) is bytes
+        first, tail = framer.split(kind(frame + b"more"))
+        assert first == b"hello"
+        assert type(first) is bytes
         assert tail == b"more"
         assert type(tail) is kind
+
+
+@pytest.mark.parametrize("size", [511, 512, 2048, 5000])
+def test_messages_of_any_size_are_found_in_a_view(size: int) -> None:
+    view = memoryview(b"x" * size + b"\r\n" + b"y" * size + b"\r\nrest")
+    framer = DelimiterFramer(b"\r\n")
+    first, tail = framer.split(view)
+    second, tail = framer.split(tail)
+    assert (first, second, bytes(tail)) == (b"x" * size, b"y" * size, b"rest")
 
 
 @every_framer
@@ -306,6 +318,7 @@ def test_an_endless_frame_is_refused_before_more_than_the_cap_is_held(
         for byte in endless:
             assert framer.pending <= 100 + 8
             list(framer.feed(bytes([byte])))
+    assert framer.pending == 0
 
 
 def test_the_error_names_framer_and_cap() -> None:
@@ -367,6 +380,53 @@ def test_wrong_arguments(make: Callable[[], Framer], message: str) -> None:
 def test_the_front_door_re_exports() -> None:
     for name in framing.__all__:
         assert getattr(framing, name).__name__ == name
+
+
+# -- the page about it
+
+PAGE = Path(__file__).parents[2] / "docs" / "framing.md"
+
+
+def blocks(kind: str) -> list[str]:
+    return re.findall(rf"^```{kind}\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def test_the_sessions_on_the_page() -> None:
+    names: dict[str, object] = {}
+    runner = doctest.DocTestRunner()
+    for session in blocks("pycon"):
+        test = doctest.DocTestParser().get_doctest(session, names, PAGE.name, None, None)
+        # get_doctest copies the names: what one session defined is for the next one, too.
+        runner.run(test, clear_globs=False)
+        names.update(test.globs)
+    assert runner.tries > 10
+    assert runner.failures == 0
+
+
+def test_the_consumers_on_the_page() -> None:
+    names: dict[str, Any] = {}
+    for code in blocks("python"):
+        exec(code, names)
+    sent: list[bytes] = []
+
+    def consumer(name: str) -> Any:
+        made = names[name]()
+        made.write = sent.append
+        made.connection_made(None)
+        return made
+
+    shout = consumer("Shout")
+    shout.data_received(b"one\r\ntw")
+    with pytest.raises(FrameTooLarge):
+        shout.data_received(b"o\n" + bytes(1002))
+    assert sent == [b"ONE\n", b"TWO\n"]
+
+    sent.clear()
+    echo = consumer("Echo")
+    assert echo.data_received(b"one\r\n") == b""
+    assert echo.data_received(b"\r\ntwo") == b"two"
+    assert echo.on_finished.fired()
+    assert sent == [b"one\r\n\r\n"]
 
 
 # -- linear time

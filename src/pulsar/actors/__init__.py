@@ -1,0 +1,1 @@
+"""Who runs an application: today the process that was started, by itself."""

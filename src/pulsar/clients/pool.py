@@ -78,7 +78,8 @@ class Pool(Generic[C]):
     """Up to ``pool_size`` open connections, which callers use in turn.
 
     ``creator``: called without arguments for a connection; returns an awaitable.
-    ``loop``: the event loop; by default the one of the first ``connect``.
+    ``loop``: the event loop; by default, or when it was closed before it was
+    needed, the one of the first ``connect``.
     ``timeout``: seconds to wait for a slot; None: for ever.
     ``connect_timeout``: seconds that the creator may take; None: for ever.
     ``idle_timeout``: seconds after which an unused connection is closed, at the
@@ -109,13 +110,14 @@ class Pool(Generic[C]):
         self._connect_timeout = connect_timeout
         self._idle_timeout = idle_timeout
         self._name = name
+        self._used = False
         self._closed = False
         self._in_use = 0
         # Connections and the times of their release, the last one last.
         self._idle: deque[tuple[C, float]] = deque()
         # Ordered by arrival. The result is a slot: with a connection, or None.
         self._waiters: OrderedDict[asyncio.Future[C | None], None] = OrderedDict()
-        # What close() waits for besides the idle ones: the last few that were closed.
+        # What close() waits for: the ends of the last few connections that were closed.
         self._closing: deque[Awaitable[Any]] = deque(maxlen=pool_size)
 
     def __repr__(self) -> str:
@@ -287,7 +289,7 @@ class Pool(Generic[C]):
             async with asyncio.timeout(self._connect_timeout) as deadline:
                 return await opening
         except BaseException as error:
-            # As in _wait, where the creator returned a future.
+            # Where the creator gave a future, a connection may have come in the same moment.
             if isinstance(opening, asyncio.Future) and _has_result(opening):
                 self._close([opening.result()])
             if isinstance(error, TimeoutError) and deadline.expired():
@@ -305,12 +307,14 @@ class Pool(Generic[C]):
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.get_running_loop()
-        if self._loop is None:
+        if not self._used and (self._loop is None or self._loop.is_closed()):
+            # Closed: a client that was made outside a loop gives up its own inside one.
             self._loop = loop
-        elif self._loop is not loop:
+        self._used = True
+        if self._loop is not loop:
             raise RuntimeError(
                 f"{self!r} belongs to another event loop: "
-                "a pool works only in the loop that made its first connection"
+                "a pool works only in the loop in which it was first used"
             )
         return loop
 

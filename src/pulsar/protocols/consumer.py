@@ -79,7 +79,7 @@ class ProtocolConsumer(EventHandler):
     def connection_made(self, connection: Connection) -> None:
         """Called when ``connection`` starts using this consumer. Does nothing."""
 
-    def data_received(self, data: bytes) -> bytes | None:
+    def data_received(self, data: bytes) -> bytes | bytearray | memoryview | None:
         """Called with the bytes that have arrived, never empty.
 
         Returns the bytes that follow the end of this request, if there are any:
@@ -161,7 +161,7 @@ class ProtocolConsumer(EventHandler):
         self.request = request
         connection.start_consumer(self)
 
-    def write(self, data: bytes) -> Written | asyncio.Future[None]:
+    def write(self, data: bytes | bytearray | memoryview) -> Written | asyncio.Future[None]:
         """Write ``data`` to the connection (see ``Connection.write``)."""
         connection = self.connection
         if connection is None:

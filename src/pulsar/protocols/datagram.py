@@ -12,7 +12,8 @@ import asyncio
 import errno
 from typing import Any
 
-from .protocol import PulsarProtocol, format_peer
+from ..net import format_address
+from .protocol import PulsarProtocol
 
 __all__ = ["MAX_DATAGRAM", "DatagramProtocol"]
 
@@ -51,5 +52,4 @@ class DatagramProtocol(PulsarProtocol, asyncio.DatagramProtocol):
         if isinstance(exc, OSError) and exc.errno == errno.EMSGSIZE:
             self.logger.warning("a datagram was too large for the socket and was not sent")
         else:
-            peer = format_peer(self.address)
-            self.logger.debug("datagram endpoint%s: %s", f" to {peer}" if peer else "", exc)
+            self.logger.debug("datagram endpoint to %s: %s", format_address(self.address), exc)

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from .protocol import format_peer
+from ..net import format_address
 from .timeout import Watched
 
 __all__ = ["Hosted", "stream_protocol"]
@@ -144,11 +144,11 @@ def stream_protocol(
             writer.transport.abort()
         except Exception as exc:
             if not isinstance(exc, ConnectionError):
-                peer = format_peer(writer.get_extra_info("peername"))
+                peer = format_address(writer.get_extra_info("peername"))
                 name = getattr(handler, "__qualname__", repr(handler))
                 logger.error(
-                    "connection%s closed: error in %s",
-                    f" from {peer}" if peer else "",
+                    "connection from %s closed: error in %s",
+                    peer,
                     name,
                     exc_info=exc,
                 )

@@ -42,7 +42,7 @@ class Kind(enum.Enum):
     STREAM = "stream"
 
 
-def classify(thing: Any, kind: str = "auto") -> Kind:
+def classify(thing: Any, kind: str | Kind = "auto") -> Kind:
     """The kind of ``thing``; ``kind`` other than ``"auto"`` states it.
 
     A factory that takes no arguments is called once, and what it makes is thrown
@@ -83,7 +83,7 @@ def classify(thing: Any, kind: str = "auto") -> Kind:
     return _kind_of_product(thing)
 
 
-def protocol_maker(thing: Any, kind: str = "auto") -> tuple[Kind, Maker]:
+def protocol_maker(thing: Any, kind: str | Kind = "auto") -> tuple[Kind, Maker]:
     """The kind of ``thing`` and a function that creates its protocols.
 
     The function takes the keywords of ``Connection``; a protocol that is not

@@ -13,12 +13,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..events import EventHandler, OneTime
+from ..net import format_address
 from .timeout import Watched
 
 if TYPE_CHECKING:
     from .producer import Producer  # the two halves of one conversation
 
-__all__ = ["Protocol", "PulsarProtocol", "default_logger", "format_peer"]
+__all__ = ["Protocol", "PulsarProtocol", "default_logger"]
 
 default_logger = logging.getLogger("pulsar.protocols")
 
@@ -140,8 +141,8 @@ class PulsarProtocol(EventHandler):
         state = "new" if self._transport is None and not self._lost else "open"
         if state == "open" and self.closed:
             state = "lost" if self._lost else "closing"
-        peer = format_peer(self.address)
-        return f"<{type(self).__name__} {self.session} {state}{f', {peer}' if peer else ''}>"
+        peer = f", {format_address(self.address)}" if self._transport is not None else ""
+        return f"<{type(self).__name__} {self.session} {state}{peer}>"
 
 
 class Protocol(Watched, PulsarProtocol, asyncio.Protocol):
@@ -161,13 +162,3 @@ class Protocol(Watched, PulsarProtocol, asyncio.Protocol):
     def close(self) -> OneTime:
         """See ``PulsarProtocol.close``."""
         return PulsarProtocol.close(self)
-
-
-def format_peer(address: Any) -> str:
-    """A peer's address for a log line; empty when it has none (a Unix socket)."""
-    if isinstance(address, tuple):
-        host, port = address[0], address[1]
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    if isinstance(address, bytes):
-        return address.decode(errors="backslashreplace")
-    return str(address) if address else ""

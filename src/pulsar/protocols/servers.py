@@ -59,7 +59,7 @@ class Server(Producer):
         max_requests: int | None = None,
         logger: logging.Logger | None = None,
         *,
-        kind: str = "auto",
+        kind: str | Kind = "auto",
     ) -> None:
         super().__init__(loop, protocol_factory, name, max_requests, logger)
         self._bind = address
@@ -88,8 +88,12 @@ class Server(Producer):
             self.logger.warning("%s: %s requests processed, closing", self.name, self.max_requests)
             self._end = self._loop.create_task(self.close())
 
-    async def close(self) -> None:
-        """Stop serving; returns when everything is closed."""
+    async def close(self, timeout: float | None = 30.0) -> None:
+        """Stop serving; returns when everything is closed, after ``timeout`` seconds at most."""
+        raise NotImplementedError
+
+    def abort(self) -> None:
+        """Close everything at once."""
         raise NotImplementedError
 
     def _open(self, backlog: int) -> list[socket.socket]:
@@ -171,7 +175,7 @@ class TcpServer(Server):
         *,
         max_connections: int | None = None,
         stall_timeout: float | None = 60.0,
-        kind: str = "auto",
+        kind: str | Kind = "auto",
     ) -> None:
         super().__init__(
             protocol_factory, loop, address, name, sockets, max_requests, logger, kind=kind
@@ -282,6 +286,13 @@ class TcpServer(Server):
         if self._sweep is not None:
             self._sweep.cancel()
         self.fire_event("finish")
+
+    def abort(self) -> None:
+        """Close every connection at once; what was not sent is dropped."""
+        for connection in list(self._open_connections):
+            connection.abort()
+        for task in self._tasks:
+            task.cancel()
 
     def info(self) -> dict[str, Any]:
         """What there is to know about this server, as plain data; times in seconds."""
@@ -452,10 +463,7 @@ class TcpServer(Server):
                 len(self._open_connections),
                 loop.time() - start,
             )
-        for connection in list(self._open_connections):
-            connection.abort()
-        for task in self._tasks:
-            task.cancel()
+        self.abort()
         if self._tasks:
             await asyncio.wait(self._tasks)
         self._empty.clear()
@@ -484,7 +492,7 @@ class DatagramServer(Server):
         max_requests: int | None = None,
         logger: logging.Logger | None = None,
         *,
-        kind: str = "auto",
+        kind: str | Kind = "auto",
     ) -> None:
         super().__init__(
             protocol_factory, loop, address, name, sockets, max_requests, logger, kind=kind
@@ -526,6 +534,11 @@ class DatagramServer(Server):
             # Only then: without a limit nothing stands in the way of a datagram.
             protocol.datagram_received = counted
         return protocol  # type: ignore[no-any-return]
+
+    def abort(self) -> None:
+        """Close at once; what was not sent is dropped."""
+        for transport in self._transports:
+            transport.abort()
 
     async def close(self, timeout: float | None = 30.0) -> None:
         """Stop receiving, send what is buffered, close the sockets.

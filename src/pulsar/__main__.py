@@ -1,0 +1,5 @@
+"""``python -m pulsar``: the command line."""
+
+from .cli import main
+
+main()

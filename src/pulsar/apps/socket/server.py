@@ -1,0 +1,251 @@
+"""``SocketServer``: an application that serves streams on sockets.
+
+Owns: binding what the settings say, TLS contexts from files, creating servers.
+Leaves: serving to ``TcpServer``, running to ``actors``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import ssl
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+from ...application import Application
+from ...config import Config
+from ...errors import ImproperlyConfigured
+from ...net import Bind, format_address, parse_bind
+from ...protocols import Kind, TcpServer
+from ...protocols.kinds import classify
+from ...sockets import close_sockets, open_sockets
+from ...tls import server_context
+from . import settings  # noqa: F401 - declares them
+
+__all__ = ["SocketServer"]
+
+logger = logging.getLogger("pulsar.server")
+
+
+class SocketServer(Application):
+    """Serve a protocol on sockets.
+
+    :param callable: a ``ProtocolConsumer`` class or factory, any asyncio protocol
+        class or factory, or a coroutine function ``handler(reader, writer)``
+    :param load_config: see ``Application``
+    :param params: settings by name, such as ``bind=":8080"``
+    """
+
+    cfg_apps: ClassVar[tuple[str, ...]] = ("socket",)
+
+    # What serves; create_server calls it with the arguments of TcpServer.
+    server_factory: Callable[..., Any] = TcpServer
+
+    # The module that TLS is made of.
+    support_ssl = ssl
+
+    socket_type: ClassVar[socket.SocketKind] = socket.SOCK_STREAM
+
+    def __init__(self, callable: Any = None, load_config: bool = True, **params: Any) -> None:
+        super().__init__(callable, load_config, **params)
+        # Bound sockets, and those among them that never speak TLS.
+        self._sockets: list[socket.socket] = []
+        self._plain: list[socket.socket] = []
+        self._addresses: list[Any] = []
+        self.servers: list[Any] = []
+
+    @property
+    def address(self) -> Any:
+        """The address of the first socket, available once the application has started."""
+        return self._addresses[0] if self._addresses else None
+
+    @property
+    def addresses(self) -> list[Any]:
+        """The addresses of all sockets, available once the application has started."""
+        return list(self._addresses)
+
+    def protocol_factory(self) -> Any:
+        """What makes the protocols that serve: by default the application's callable.
+
+        Raises ``ImproperlyConfigured`` when there is none.
+        """
+        if self.callable is None:
+            raise ImproperlyConfigured(
+                f"{self.name} has nothing to serve: give {type(self).__name__} a callable"
+            )
+        return self.callable
+
+    def check(self) -> None:
+        """Look at the callable, the addresses and the TLS files, without binding."""
+        self._binds()
+        self._ssl_context(self.cfg)
+
+        async def look() -> Kind:
+            return classify(self.protocol_factory(), self.cfg.kind)
+
+        asyncio.run(look())
+
+    async def monitor_start(self, monitor: Any = None) -> None:
+        """Open the listening sockets of every ``bind``.
+
+        Raises ``ImproperlyConfigured`` when one cannot be opened; then none is.
+        """
+        opened: list[socket.socket] = []
+        plain: list[socket.socket] = []
+        try:
+            for bind in self._binds():
+                sockets = open_sockets(bind, type=self.socket_type, backlog=self.cfg.backlog)
+                opened += sockets
+                if bind.tls is False:
+                    plain += sockets
+        except BaseException:
+            close_sockets(opened)
+            raise
+        self._sockets = opened
+        self._plain = plain
+        self._addresses = [sock.getsockname() for sock in opened]
+
+    async def monitor_stop(self, monitor: Any = None) -> None:
+        """Close the listening sockets."""
+        close_sockets(self._sockets)
+        self._sockets = []
+
+    async def worker_start(self, worker: Any, exc: BaseException | None = None) -> None:
+        """Serve: start what ``create_server`` makes, on the sockets that were bound.
+
+        With ``exc``, the reason why the worker does not start, it does nothing.
+        """
+        if exc is None:
+            server = await self.create_server(worker)
+
+            def finished(arg: Any, exc: BaseException | None = None) -> None:
+                # A server that ends by itself, at max_requests, ends what serves it.
+                if worker is not None:
+                    worker.stop()
+
+            server.bind_event("finish", finished)
+
+    async def worker_stop(self, worker: Any, timeout: float) -> None:
+        """Drain the servers within ``timeout`` seconds."""
+        if timeout <= 0:
+            for server in self.servers:
+                server.abort()
+        await asyncio.gather(*(server.close(timeout) for server in self.servers))
+
+    async def create_server(
+        self,
+        worker: Any = None,
+        protocol_factory: Any = None,
+        address: Any = None,
+        sockets: Sequence[socket.socket] | None = None,
+        idx: int = 0,
+    ) -> Any:
+        """A started server, for ``worker`` or, without one, for the loop that runs.
+
+        :param worker: who serves
+        :param protocol_factory: by default that of the application
+        :param address: where to listen, instead of the application's sockets
+        :param sockets: the sockets to listen on, instead of the application's
+        :param idx: tells several servers of one worker apart, in their names
+
+        Returns a ``TcpServer``. Raises ``ImproperlyConfigured``.
+        """
+        factory = protocol_factory or self.protocol_factory()
+        context = self._ssl_context(self.cfg)
+        kind = self._classify(factory)
+        if sockets is None and address is None:
+            if not self._sockets:
+                await self.monitor_start(worker)
+            sockets = self._sockets
+        server = self.server_factory(
+            factory,
+            asyncio.get_running_loop(),
+            address=address,
+            sockets=sockets,
+            name=f"{self.name}.{idx}" if idx else self.name,
+            **self._server_parameters(kind),
+        )
+        self.servers.append(server)
+        await self._start(server, context)
+        return server
+
+    def _classify(self, factory: Any) -> Kind:
+        kind = classify(factory, self.cfg.kind)
+        if kind is Kind.DATAGRAM:
+            raise ImproperlyConfigured(
+                f"{self.name} serves streams; datagram protocols are served by UdpSocketServer"
+            )
+        return kind
+
+    def _server_parameters(self, kind: Kind) -> dict[str, Any]:
+        cfg = self.cfg
+        # Where requests cannot be seen, an idle connection may be a working one.
+        seen = kind in (Kind.CONSUMER, Kind.CONNECTION)
+        return {
+            "kind": kind,
+            "max_requests": cfg.max_requests,
+            "keep_alive": cfg.keep_alive if seen or cfg.is_set("keep_alive") else None,
+            "stall_timeout": cfg.stall_timeout,
+            "max_connections": cfg.max_connections,
+        }
+
+    async def _start(self, server: Any, context: ssl.SSLContext | None) -> None:
+        await server.start_serving(
+            self.cfg.backlog,
+            context,
+            handshake_timeout=self.cfg.handshake_timeout,
+            plain_sockets=self._plain,
+        )
+
+    def _binds(self) -> list[Bind]:
+        binds = [parse_bind(text) for text in self.cfg.bind]
+        for bind in binds:
+            if bind.scheme == "udp":
+                raise ImproperlyConfigured(
+                    f"{bind} is for datagrams, which are served by UdpSocketServer"
+                )
+            if bind.tls and not self.cfg.cert_file:
+                raise ImproperlyConfigured(f"{bind} asks for TLS: give cert_file, too")
+        return binds
+
+    def _ssl_context(self, cfg: Config) -> ssl.SSLContext | None:
+        if not cfg.cert_file:
+            if cfg.key_file or cfg.ca_certs:
+                raise ImproperlyConfigured("TLS needs a certificate: give cert_file, too")
+            return None
+        return server_context(
+            cfg.cert_file,
+            cfg.key_file,
+            key_password=cfg.key_password,
+            ca_certs=cfg.ca_certs,
+            cert_reqs=cfg.cert_reqs,
+            alpn=cfg.alpn or (),
+            minimum_version=cfg.tls_min_version,
+            ciphers=cfg.tls_ciphers,
+        )
+
+    async def apply_settings(self, cfg: Config, changed: list[str]) -> None:
+        """Read the certificates again, and take new ``live`` settings.
+
+        New handshakes use them; connections that exist go on undisturbed.
+        """
+        context = self._ssl_context(cfg)
+        await super().apply_settings(cfg, changed)
+        if context is not None:
+            for server in self.servers:
+                await server.renew_tls(context)
+
+    def description_lines(self) -> list[str]:
+        """Where it serves."""
+        secure = self.cfg.cert_file is not None
+        plain = {sock.getsockname() for sock in self._plain}
+        return [
+            f"{self.name} serves on {format_address(address)}"
+            + (" (TLS)" if secure and address not in plain else "")
+            for address in self._addresses
+        ]
+
+    def info(self) -> dict[str, Any]:
+        """What there is to know about this application, as plain data."""
+        return {**super().info(), "servers": [server.info() for server in self.servers]}

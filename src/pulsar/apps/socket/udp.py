@@ -1,0 +1,62 @@
+"""``UdpSocketServer``: an application that serves datagrams.
+
+Owns: what differs from ``SocketServer``.
+Leaves: serving to ``DatagramServer``.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from ...config import Config
+from ...errors import ImproperlyConfigured
+from ...net import Bind, parse_bind
+from ...protocols import DatagramServer, Kind
+from ...protocols.kinds import classify
+from .server import SocketServer
+
+__all__ = ["UdpSocketServer"]
+
+
+class UdpSocketServer(SocketServer):
+    """Serve datagrams on sockets.
+
+    :param callable: a ``DatagramProtocol`` class or factory, pulsar's or asyncio's
+    :param load_config: see ``Application``
+    :param params: settings by name, such as ``bind=":5353"``
+    """
+
+    server_factory: Callable[..., Any] = DatagramServer
+    socket_type: ClassVar[socket.SocketKind] = socket.SOCK_DGRAM
+
+    def _classify(self, factory: Any) -> Kind:
+        kind = classify(factory, self.cfg.kind)
+        if kind is not Kind.DATAGRAM:
+            raise ImproperlyConfigured(
+                f"{self.name} serves datagrams: accepted is a DatagramProtocol class or factory; "
+                "everything else is served by SocketServer"
+            )
+        return kind
+
+    def _server_parameters(self, kind: Kind) -> dict[str, Any]:
+        return {"kind": kind, "max_requests": self.cfg.max_requests}
+
+    async def _start(self, server: Any, context: ssl.SSLContext | None) -> None:
+        await server.create_endpoint()
+
+    def _binds(self) -> list[Bind]:
+        binds = [parse_bind(text) for text in self.cfg.bind]
+        for bind in binds:
+            if bind.scheme in ("tcp", "unix"):
+                raise ImproperlyConfigured(
+                    f"{bind} is for streams, which are served by SocketServer"
+                )
+        return binds
+
+    def _ssl_context(self, cfg: Config) -> ssl.SSLContext | None:
+        if cfg.cert_file:
+            raise ImproperlyConfigured("there is no TLS over datagrams: leave out cert_file")
+        return None

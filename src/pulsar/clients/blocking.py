@@ -1,0 +1,95 @@
+"""Calling a coroutine where no loop runs: blocking clients.
+
+Owns: ``PrivateLoop``, the loop of a client that is used without one, and
+``run_blocking``.
+Leaves: which loop a client belongs to to ``client``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import Coroutine, Iterable
+from typing import Any, TypeVar
+from weakref import WeakSet
+
+from ..system import new_event_loop
+
+__all__ = ["PrivateLoop", "run_blocking", "running_loop"]
+
+T = TypeVar("T")
+
+
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """The loop that runs in this thread, or None."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+class PrivateLoop:
+    """A loop of a client's own. It runs only during blocking calls.
+
+    It is closed with ``close``, when the client is collected, or when the process
+    ends. The transports that ``track`` was told of are closed first: uvloop waits
+    for theirs, for as long as the peer likes.
+    """
+
+    __slots__ = ("_finalizer", "_transports", "loop")
+
+    def __init__(self, owner: object) -> None:
+        self.loop = new_event_loop()
+        self._transports: WeakSet[asyncio.BaseTransport] = WeakSet()
+        self._finalizer = weakref.finalize(owner, _close_loop, self.loop, self._transports)
+
+    def track(self, transport: asyncio.BaseTransport) -> None:
+        """Close ``transport`` together with the loop."""
+        self._transports.add(transport)
+
+    def close(self) -> None:
+        """Close the loop and whatever is still open in it."""
+        self._finalizer()
+
+
+def _close_loop(
+    loop: asyncio.AbstractEventLoop, transports: Iterable[asyncio.BaseTransport]
+) -> None:
+    if not loop.is_closed() and not loop.is_running():
+        loop.run_until_complete(_close_all(loop, transports))
+        loop.close()
+
+
+async def _close_all(loop: asyncio.AbstractEventLoop, transports: Iterable[Any]) -> None:
+    rest = asyncio.all_tasks(loop) - {asyncio.current_task(loop)}
+    for task in rest:
+        task.cancel()
+    if rest:
+        await asyncio.wait(rest)
+    for transport in list(transports):
+        transport.abort()
+    await loop.shutdown_asyncgens()
+    await loop.shutdown_default_executor()
+    # Transports close their sockets in callbacks.
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+
+
+def run_blocking(loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, T]) -> T:
+    """Run ``coro`` on ``loop`` until it is complete, and return its value.
+
+    An interruption (Ctrl-C) cancels it, and waits for what it has to clean up.
+    Raises ``RuntimeError`` when the loop is closed, or runs in another thread.
+    """
+    if loop.is_closed() or loop.is_running():
+        coro.close()
+        what = "is closed" if loop.is_closed() else "runs in another thread"
+        raise RuntimeError(f"a blocking call is not possible: the client's event loop {what}")
+    task = loop.create_task(coro)
+    try:
+        return loop.run_until_complete(task)
+    except BaseException:
+        if not task.done():
+            task.cancel()
+            loop.run_until_complete(asyncio.wait([task]))
+        raise
