@@ -111,7 +111,7 @@ def adopt(
     producer: Any,
     session: int,
     timeout: float | None = None,
-    **kw: Any,  # noqa: ARG001 - what only a constructor takes
+    **kw: Any,  # what only a constructor takes
 ) -> None:
     """Give a protocol that a bare factory made its place under ``producer``."""
     protocol.producer = producer
