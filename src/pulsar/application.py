@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import inspect
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 from .actors.single import BOOT_FAILED, SingleProcess
@@ -92,11 +95,15 @@ class Application(EventHandler):
         Raises ``ImproperlyConfigured``; a bad flag ends the process with code 2.
         """
 
+        here = Path.cwd()
+
         def read(cfg: Config) -> None:
-            if namespace is None:
-                cfg.load(argv, environ)
-            else:
-                cfg.load_namespace(namespace, environ)
+            # Relative paths are taken from here, at a reload too, when chdir has happened.
+            with contextlib.chdir(here):
+                if namespace is None:
+                    cfg.load(argv, environ)
+                else:
+                    cfg.load_namespace(namespace, environ)
 
         read(self.cfg)
         self._read = read
@@ -116,6 +123,7 @@ class Application(EventHandler):
             if self.cfg.print_config:
                 sys.stdout.write(render_config(self.cfg))
                 return
+            self._change_directory()
         except ImproperlyConfigured as exc:
             self._exit(USAGE, exc)
         try:
@@ -153,6 +161,16 @@ class Application(EventHandler):
             del _running[self.name]
             if not self.fired_event("stop"):
                 self.fire_event("stop")
+
+    def _change_directory(self) -> None:
+        directory = self.cfg.chdir
+        if directory is not None:
+            try:
+                os.chdir(directory)
+            except OSError as exc:
+                raise ImproperlyConfigured(
+                    f"cannot change to the directory {directory}: {exc.strerror}"
+                ) from exc
 
     def _warn_of_workers(self) -> None:
         cfg = self.cfg
@@ -200,8 +218,7 @@ class Application(EventHandler):
         changed = [name for name in fresh if fresh.get(name) != self.cfg.get(name)]
         live = [name for name in changed if fresh.settings[name].change == "live"]
         await self.apply_settings(fresh, live)
-        for name in live:
-            self.cfg.set(name, fresh.get(name))
+        self.cfg.take(fresh, live)
         restart = sorted(set(changed) - set(live))
         if restart:
             logger.warning("these settings have changed and need a restart: %s", ", ".join(restart))

@@ -6,7 +6,6 @@ Leaves: the flags to the settings, serving to the application.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
 import sys
@@ -17,8 +16,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from .actors.single import NOT_LOADABLE
+from .application import USAGE as BAD_USAGE
 from .application import Application
 from .apps.socket import SocketServer, UdpSocketServer
+from .config import Config, FlagParser, settings_of
 from .errors import ImproperlyConfigured
 from .net import parse_bind
 from .protocols.kinds import is_datagram_class
@@ -54,81 +55,94 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def serve(arguments: list[str]) -> None:
     """Serve what ``arguments`` name, with the flags behind it."""
-    target, directory = _first_look(arguments)
+    # The values of unknown flags would be taken for MODULE:THING: it has to come first.
+    target = arguments[0] if arguments and not arguments[0].startswith("-") else None
     if target is None:
         # No application: the flags of every stream server, for --help.
         parser = _parser(SocketServer(None))
-        parser.parse_args(arguments)
-        parser.error("MODULE:THING is missing: what shall be served?")
+        behind = parser.parse_args(arguments).target
+        parser.error(
+            f"MODULE:THING comes first: pulsar serve {behind} ..."
+            if behind
+            else "MODULE:THING is missing: what shall be served? (pulsar --help explains)"
+        )
+    here = Path.cwd()
+    directory = _first_look(arguments, "chdir").chdir
     if directory is not None:
-        try:
-            os.chdir(directory)
-        except OSError as exc:
-            _exit(2, f"cannot change to the directory {directory}: {exc.strerror}")
-    application = _application(target, arguments)
-    parser = _parser(application)
-    namespace = parser.parse_args(arguments)
+        _change_directory(directory)
+    thing = _load(target)
+    if directory is not None:
+        os.chdir(here)  # the paths in settings are taken from there
+    application = _application(thing, arguments)
+    namespace = _parser(application).parse_args(arguments)
     try:
         application.load_config(namespace=namespace)
     except ImproperlyConfigured as exc:
-        _exit(2, str(exc))
+        _exit(BAD_USAGE, str(exc))
     application.start()
 
 
-def _first_look(arguments: list[str]) -> tuple[str | None, str | None]:
-    """MODULE:THING and the directory, before it is known which flags there are."""
-    # The values of unknown flags would be taken for MODULE:THING: it has to come first.
-    target = arguments[0] if arguments and not arguments[0].startswith("-") else None
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--chdir")
-    known, _ = parser.parse_known_args(arguments)
-    return target, known.chdir or os.environ.get("PULSAR_CHDIR")
+def _first_look(arguments: list[str], *names: str) -> Config:
+    """A few settings, before it is known which others there are."""
+    settings = settings_of(SocketServer.cfg_apps)
+    cfg = Config(settings=[settings[name] for name in ("config", *names)])
+    parser = FlagParser(prog="pulsar", add_help=False, allow_abbrev=False)
+    cfg.add_flags(parser)
+    namespace, _ = parser.parse_known_args(arguments)
+    try:
+        cfg.load_namespace(namespace, partial=True)
+    except ImproperlyConfigured as exc:
+        _exit(BAD_USAGE, str(exc))
+    return cfg
 
 
-def _parser(application: Application) -> argparse.ArgumentParser:
+def _change_directory(directory: str) -> None:
+    try:
+        os.chdir(directory)
+    except OSError as exc:
+        _exit(BAD_USAGE, f"cannot change to the directory {directory}: {exc.strerror}")
+
+
+def _parser(application: Application) -> FlagParser:
     application.cfg.prog = "pulsar"
     application.cfg.description = DESCRIPTION
     parser = application.cfg.parser(usage=USAGE)
-    parser.add_argument("target", metavar="MODULE:THING", help="what to serve")
-    parser.add_argument("--version", action="version", version=f"pulsar {__version__}")
+    parser.add_argument("target", metavar="MODULE:THING", nargs="?", help="what to serve")
+    parser.add_argument(
+        "--version",
+        action="version",
+        version=f"pulsar {__version__}",
+        help="show the version and exit",
+    )
     return parser
 
 
-def _application(target: str, arguments: list[str]) -> Application:
-    """The application that serves ``target``."""
-    thing = _load(target)
+def _application(thing: Any, arguments: list[str]) -> Application:
+    """The application that serves ``thing``."""
     if isinstance(thing, Application):
         return thing
     if isinstance(thing, type) and issubclass(thing, Application):
         return thing()
-    if is_datagram_class(thing) or _has_datagram_bind(arguments):
+    if is_datagram_class(thing) or _wants_datagrams(_first_look(arguments, "bind", "kind")):
         return UdpSocketServer(thing)
     return SocketServer(thing)
 
 
-def _has_datagram_bind(arguments: list[str]) -> bool:
-    """True when the flags or the environment say ``udp://``, or ``--kind datagram``."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("-b", "--bind", action="append", default=[])
-    parser.add_argument("--kind", default=os.environ.get("PULSAR_KIND"))
-    known, _ = parser.parse_known_args(arguments)
-    binds = known.bind or [os.environ.get("PULSAR_BIND", "")]
-    if known.kind == "datagram":
-        return True
-    for text in (part for bind in binds for part in bind.split(",") if part):
-        try:
-            if parse_bind(text.strip()).scheme == "udp":
-                return True
-        except ImproperlyConfigured:
-            return False  # the settings will say what is wrong with it
-    return False
+def _wants_datagrams(cfg: Config) -> bool:
+    """True when the settings say ``udp://``, or that a datagram protocol is served."""
+    return cfg.kind == "datagram" or any(parse_bind(bind).scheme == "udp" for bind in cfg.bind)
 
 
 def _load(target: str) -> Any:
     """Import MODULE and find THING in it; ends the process with code 4 when that fails."""
     name, _, path = target.partition(":")
-    if not name or name.endswith(".py") or "/" in name:
+    if not name:
         _exit(NOT_LOADABLE, f"{target!r} is not MODULE:THING, as in mypackage.mymodule:MyProtocol")
+    if name.endswith(".py") or "/" in name:
+        file = Path(name)
+        move = "" if file.parent == Path() else f" --chdir {file.parent}"
+        meant = f"{file.stem}:{path or 'THING'}{move}"
+        _exit(NOT_LOADABLE, f"{target!r} names a file: name its module, {meant}")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
@@ -138,16 +152,22 @@ def _load(target: str) -> Any:
         if exc.name is not None and (name == exc.name or name.startswith(exc.name + ".")):
             _exit(NOT_LOADABLE, f"there is no module {name!r}, looked for in {here} and sys.path")
         _exit_with_traceback(name)
-    except Exception:
+    except (Exception, SystemExit):
         _exit_with_traceback(name)
     thing: Any = module
     for part in (path or DEFAULT_THING).split("."):
         try:
             thing = getattr(thing, part)
         except AttributeError:
+            if not path:
+                _exit(
+                    NOT_LOADABLE,
+                    f"the module {name!r} has no {DEFAULT_THING!r}: "
+                    f"say what in it shall be served, as in {name}:THING",
+                )
             close = get_close_matches(part, [n for n in dir(thing) if not n.startswith("_")], n=1)
             hint = f": did you mean {close[0]!r}?" if close else ""
-            _exit(NOT_LOADABLE, f"the module {name!r} has no {path or DEFAULT_THING!r}{hint}")
+            _exit(NOT_LOADABLE, f"the module {name!r} has no {path!r}{hint}")
     return thing
 
 

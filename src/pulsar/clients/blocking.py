@@ -8,6 +8,7 @@ Leaves: which loop a client belongs to to ``client``.
 from __future__ import annotations
 
 import asyncio
+import threading
 import weakref
 from collections.abc import Coroutine, Iterable
 from typing import Any, TypeVar
@@ -55,9 +56,21 @@ class PrivateLoop:
 def _close_loop(
     loop: asyncio.AbstractEventLoop, transports: Iterable[asyncio.BaseTransport]
 ) -> None:
-    if not loop.is_closed() and not loop.is_running():
-        loop.run_until_complete(_close_all(loop, transports))
-        loop.close()
+    if loop.is_closed() or loop.is_running():
+        return
+    if running_loop() is None:
+        _run_down(loop, transports)
+    else:
+        # One thread runs one loop at a time, and this one runs another: that in which
+        # the client was collected, or is about to be used.
+        thread = threading.Thread(target=_run_down, args=(loop, transports))
+        thread.start()
+        thread.join()
+
+
+def _run_down(loop: asyncio.AbstractEventLoop, transports: Iterable[asyncio.BaseTransport]) -> None:
+    loop.run_until_complete(_close_all(loop, transports))
+    loop.close()
 
 
 async def _close_all(loop: asyncio.AbstractEventLoop, transports: Iterable[Any]) -> None:

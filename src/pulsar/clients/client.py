@@ -13,8 +13,10 @@ import functools
 import logging
 import os
 import re
+import socket
 import ssl
 from collections.abc import Callable, Coroutine
+from ssl import SSLError
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from ..errors import ConnectTimeout
@@ -32,6 +34,9 @@ C = TypeVar("C", bound="_Client")
 
 # How long a connection may take to be established, in seconds.
 CONNECT_TIMEOUT = 30.0
+
+# Seconds between attempts at a Unix socket whose queue is full.
+_UNIX_RETRY = 0.01
 
 
 def task(
@@ -179,7 +184,8 @@ class AbstractClient(_Client):
         :param kw: for the loop's ``create_connection``
 
         Raises ``ConnectTimeout``; ``OSError`` (``ConnectionRefusedError``, ...) with
-        the address in its message; ``ssl.SSLError`` when the handshake fails.
+        the address in its message; ``ssl.SSLError`` when the handshake fails, with
+        the address in a note.
         """
         loop = self._loop
         where = connect_address(address)
@@ -194,7 +200,8 @@ class AbstractClient(_Client):
                 if isinstance(where, str):
                     if context is not None:
                         kw.setdefault("server_hostname", "localhost")
-                    transport, protocol = await loop.create_unix_connection(factory, where, **kw)
+                    kw["sock"] = await _connect_unix(where)
+                    transport, protocol = await loop.create_unix_connection(factory, **kw)
                 else:
                     transport, protocol = await loop.create_connection(factory, *where, **kw)
         except TimeoutError as exc:
@@ -203,6 +210,9 @@ class AbstractClient(_Client):
             raise ConnectTimeout(
                 f"no connection to {format_address(where)} within {timeout:g} seconds"
             ) from exc
+        except SSLError as exc:
+            exc.add_note(f"while connecting to {format_address(where)}")
+            raise
         except OSError as exc:
             raise _explained(exc, where) from exc
         if self._private is not None:
@@ -240,10 +250,29 @@ class AbstractUdpClient(_Client):
         return protocol
 
 
+async def _connect_unix(path: str) -> socket.socket:
+    """A socket connected to ``path``.
+
+    The loops' own way differs: asyncio's takes a server whose queue is full for
+    connected, uvloop's fails then, and does not know abstract names.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        while True:
+            try:
+                sock.connect(path)
+            except BlockingIOError:
+                await asyncio.sleep(_UNIX_RETRY)
+            else:
+                return sock
+    except BaseException:
+        sock.close()
+        raise
+
+
 def _explained(exc: OSError, where: Any) -> OSError:
-    """``exc`` with the address in its message, as ``OSError(errno, ...)`` of its own kind."""
-    if isinstance(exc, ssl.SSLError):
-        return exc
+    """``exc`` with the address in its message: of the same class, or of that of its errno."""
     address = format_address(where)
     number = exc.errno
     if number is None:
@@ -251,6 +280,8 @@ def _explained(exc: OSError, where: Any) -> OSError:
         numbers = {int(found) for found in re.findall(r"\[Errno (-?\d+)\]", str(exc))}
         number = numbers.pop() if len(numbers) == 1 else None
     if number is None:
-        return OSError(f"cannot connect to {address}: {exc}")
-    reason = os.strerror(number) if number > 0 else (exc.strerror or str(exc))
-    return OSError(number, f"cannot connect to {address}: {reason}")
+        reason = str(exc) or "the server closed the connection"
+        return type(exc)(f"cannot connect to {address}: {reason}")
+    if isinstance(exc, socket.gaierror):
+        return socket.gaierror(number, f"cannot connect to {address}: {exc.strerror}")
+    return OSError(number, f"cannot connect to {address}: {os.strerror(number)}")

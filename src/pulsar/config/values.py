@@ -146,6 +146,15 @@ class Config:
             twin._layers[rank].update(self._layers[rank])  # noqa: SLF001
         return twin
 
+    def take(self, other: Self, names: Iterable[str]) -> None:
+        """Let *names* have the values that they have in *other*, and their origins."""
+        for rank, layer in self._layers.items():
+            source = other._layers[rank]
+            for name in names:
+                layer.pop(name, None)
+                if name in source:
+                    layer[name] = source[name]
+
     # Loading
 
     def load(self, argv: list[str] | None = None, environ: Mapping[str, str] | None = None) -> None:
@@ -157,15 +166,23 @@ class Config:
         self.load_namespace(self.parser().parse_args(argv), environ)
 
     def load_namespace(
-        self, namespace: argparse.Namespace, environ: Mapping[str, str] | None = None
+        self,
+        namespace: argparse.Namespace,
+        environ: Mapping[str, str] | None = None,
+        *,
+        partial: bool = False,
     ) -> None:
-        """``load`` for a command line that a parser with these flags has read."""
+        """``load`` for a command line that a parser with these flags has read.
+
+        ``partial``: pass over what the file says of other settings than these.
+        """
         environ = os.environ if environ is None else environ
         self._apply(sources.from_flags(namespace, self._settings))
         self._apply(sources.from_environment(environ, self._settings))
         self.warnings += sources.unknown_variables(environ, self._settings)
         if path := self.get("config"):
-            self._apply(sources.from_file(path, self._settings))
+            found = sources.from_file(path, self._settings)
+            self._apply(given for given in found if given.name in self or not partial)
 
     def parser(self, usage: str = "%(prog)s [options]") -> FlagParser:
         """A new parser of these flags, for ``load_namespace``; add positionals at will."""

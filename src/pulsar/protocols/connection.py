@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from ..errors import ConnectionClosed, ProtocolError
 from ..events import AbortEvent
 from ..net import format_address
-from .consumer import DONE, FINISHING, NEW, STARTED, ProtocolConsumer
+from .consumer import DONE, FINISHING, NEW, NOTHING, STARTED, ProtocolConsumer
 from .flow import LOST, WRITTEN, FlowControl, Written
 from .protocol import Protocol
 from .timeout import READ, SEEN, WROTE
@@ -48,6 +48,10 @@ _PIPELINE_BATCH = 64
 _EOF_LINGER = 5.0
 
 
+_new = object.__new__
+_GREETING = ProtocolConsumer.connection_made
+
+
 def _no_factory() -> ProtocolConsumer:
     raise RuntimeError("this connection has no consumer_factory")
 
@@ -70,11 +74,13 @@ class Connection(FlowControl, Protocol):
         "_closing",
         "_consumer",
         "_consumer_factory",
+        "_greets",
         "_high_limit",
         "_last_request",
         "_low_limit",
         "_out",
         "_paused",
+        "_plain",
         "_processed",
         "_since",
         "_tail",
@@ -92,14 +98,15 @@ class Connection(FlowControl, Protocol):
     ) -> None:
         super().__init__(low_limit, high_limit, timeout=timeout, **kw)
         producer = self.producer
-        self._consumer_factory = consumer_factory
+        self._set_factory(consumer_factory)
         self._processed = 0
         self._consumer: ProtocolConsumer | None = None
         self._client = producer is not None and not producer.server_side
         # What was written while a consumer is being fed: nothing yet (empty bytes),
         # one piece, or a list of them. None outside: writes go to the transport.
         self._out: bytes | list[bytes] | None = None
-        # Bytes that wait for the current consumer to finish, or for the peer to read.
+        # Bytes that wait for the current consumer to finish, or for the peer to read;
+        # empty when closing. None: what arrives goes to the consumer.
         self._tail: bytes | None = None
         self._tasks: set[asyncio.Task[Any]] | None = None
         # close() or abort() was called: nothing more is read or written.
@@ -127,15 +134,99 @@ class Connection(FlowControl, Protocol):
                 self.logger.exception("%r cannot make a consumer", self)
                 self.close()
 
-    def data_received(self, data: bytes) -> None:
-        """Called by the loop: give ``data`` to the current consumer."""
-        if self._closing:
+    def data_received(self, data: bytes) -> None:  # noqa: C901 - one loop, no call it can spare
+        """Called by the loop: give ``data`` to consumers until it is used up or must wait."""
+        if self._tail is not None:
+            if not self._closing:
+                self._tail += data  # a request is being answered
             return
         self._activity = READ
-        if self._tail is None:
-            self._feed(data)
-        else:
-            self._tail += data
+        self._out = [] if self._paused else NOTHING
+        consumer = self._consumer
+        answered = 0
+        behind: memoryview | None = None  # the pieces of a pipeline that are still to come
+        try:
+            while True:
+                if consumer is None:
+                    if self._client:
+                        self._unsolicited(data)
+                        break
+                    producer = self.producer
+                    if self._plain and (producer is None or not producer.forwards):
+                        # As _new_consumer and ProtocolConsumer.__init__ do, in fewer
+                        # calls: this is paid for each message.
+                        consumer = _new(self._consumer_factory)  # type: ignore[arg-type]
+                        self._consumer = consumer
+                        consumer._events = None
+                        consumer._state = STARTED
+                        consumer.connection = self
+                        consumer.request = None
+                        if self._greets:
+                            consumer.connection_made(self)
+                    else:
+                        consumer = self._new_consumer()
+                if consumer._state == NEW:
+                    consumer._state = STARTED
+                    if consumer._events is not None:
+                        consumer.fire_event("pre_request")
+                if consumer._events is None:
+                    tail = consumer.data_received(data)
+                else:
+                    consumer.fire_event("data_received", data=data)
+                    tail = consumer.data_received(data)
+                    consumer.fire_event("data_processed", data=data)
+                if consumer._state == FINISHING:
+                    # As _complete does.
+                    consumer._state = DONE
+                    self._consumer = None
+                    self._processed += 1
+                    producer = self.producer
+                    if producer is not None:
+                        producer.requests_processed += 1
+                        if producer.max_requests is not None:
+                            producer.count_request()
+                    if consumer._events is not None:
+                        consumer.fire_event("post_request", consumer._result, consumer._exc)
+                    if not tail and behind is None:
+                        break
+                    # An upgrade has built the next one already.
+                    consumer = self._consumer
+                    answered += 1
+                    if answered % _PIPELINE_BATCH == 0:
+                        self._flush()
+                        if self._paused:
+                            self._hold(tail, behind)
+                            break
+                elif not tail and behind is None:
+                    break
+                elif tail:
+                    self._hold(tail, behind)
+                    break
+                if self._closing:
+                    break
+                if not tail:
+                    tail, behind = behind, None
+                if len(tail) > _PIPELINE_PIECE and behind is None:  # type: ignore[arg-type]
+                    view = memoryview(tail)  # type: ignore[arg-type]
+                    tail, behind = view[:_PIPELINE_PIECE], view[_PIPELINE_PIECE:]
+                data = bytes(tail)  # type: ignore[arg-type]  # free where it is bytes already
+        except Exception as exc:
+            if consumer is None:
+                # The factory failed: there is nobody to tell but the log.
+                self.logger.exception("%r cannot make a consumer", self)
+                self.close()
+            else:
+                self._fail(consumer, exc)
+        out = self._out
+        self._out = None
+        if out.__class__ is bytes:
+            if out:
+                self._activity = WROTE
+                self._transport.write(out)
+        elif out:
+            self._write_pieces(out)  # type: ignore[arg-type]
+        if self._last_request and not self._closing and not self.busy:
+            self.close()
 
     def eof_received(self) -> bool:
         """Called by the loop when the peer has ended its side (a half-close).
@@ -163,8 +254,7 @@ class Connection(FlowControl, Protocol):
         """Called by the loop: end what is in progress, fire ``connection_lost``."""
         if self._lost:
             return
-        self._closing = True
-        self._tail = None
+        self._stop()
         if self._paused:
             self.resume_writing(ConnectionClosed("the connection was lost"))
         for task in self._tasks or ():
@@ -176,7 +266,6 @@ class Connection(FlowControl, Protocol):
                 exc = ConnectionClosed(
                     f"the server {peer} closed the connection before the response was complete"
                 )
-            self._out = None
             try:
                 consumer.connection_lost(exc)
             except Exception:
@@ -206,8 +295,7 @@ class Connection(FlowControl, Protocol):
 
         So writes made through it and through ``write`` keep their order.
         """
-        if self._out:
-            self._flush()
+        self._flush()
         self._activity = WROTE
         return self._transport
 
@@ -223,7 +311,7 @@ class Connection(FlowControl, Protocol):
         A consumer that never finishes counts as answered once it has written
         something since the last byte arrived.
         """
-        if self._tasks or self._tail is not None:
+        if self._tasks or self._tail:
             return True
         consumer = self._consumer
         if consumer is None or consumer._state == NEW:
@@ -242,7 +330,7 @@ class Connection(FlowControl, Protocol):
         next consumer is built as soon as the current one is finished, and gets
         the bytes that follow.
         """
-        self._consumer_factory = consumer_factory
+        self._set_factory(consumer_factory)
         consumer = self._consumer
         if consumer is None or consumer._state == NEW:
             self._consumer = None
@@ -250,13 +338,23 @@ class Connection(FlowControl, Protocol):
         else:
             consumer.bind_event("post_request", self._build_upgraded)
 
+    def _set_factory(self, factory: ConsumerFactory) -> None:
+        self._consumer_factory = factory
+        # A class that leaves the constructor alone, and one that wants to be told.
+        self._plain = (
+            isinstance(factory, type)
+            and factory.__init__ is ProtocolConsumer.__init__  # type: ignore[misc]
+            and factory.__new__ is _new  # type: ignore[comparison-overlap]
+        )
+        self._greets = getattr(factory, "connection_made", None) is not _GREETING
+
     def _build_upgraded(self, arg: Any, exc: BaseException | None = None) -> None:
         if exc is None and not self._closing:
             self.current_consumer()
 
     def _new_consumer(self) -> ProtocolConsumer:
         producer = self.producer
-        if producer is None or producer._events is None:
+        if producer is None:
             consumer = self._consumer_factory()
         else:
             consumer = producer.build_consumer(self._consumer_factory)
@@ -287,14 +385,13 @@ class Connection(FlowControl, Protocol):
     def _complete(self, consumer: ProtocolConsumer) -> None:
         """Account for a finished request and fire ``post_request``."""
         consumer._state = DONE
-        self._processed += 1
         self._consumer = None
+        self._processed += 1
         producer = self.producer
         if producer is not None:
-            processed = producer.requests_processed + 1
-            producer.requests_processed = processed
-            if processed == producer.max_requests:
-                producer.max_requests_reached()
+            producer.requests_processed += 1
+            if producer.max_requests is not None:
+                producer.count_request()
         if consumer._events is not None:
             consumer.fire_event("post_request", consumer._result, consumer._exc)
 
@@ -320,83 +417,11 @@ class Connection(FlowControl, Protocol):
         task.add_done_callback(done)
         return task
 
-    def _feed(self, data: bytes) -> None:  # noqa: C901 - one loop, no call it can spare
-        """Give ``data`` to consumers until it is used up or must wait."""
-        consumer = self._consumer
-        self._out = b""
-        answered = 0
-        behind: memoryview | None = None  # the pieces of a pipeline that are still to come
-        try:
-            while True:
-                if consumer is None:
-                    if self._client:
-                        self._unsolicited(data)
-                        break
-                    # As _new_consumer does: one call less for each message.
-                    producer = self.producer
-                    if producer is None or producer._events is None:
-                        consumer = self._consumer_factory()
-                    else:
-                        consumer = producer.build_consumer(self._consumer_factory)
-                    self._consumer = consumer
-                    consumer.connection = self
-                    consumer.connection_made(self)
-                if consumer._state == NEW:
-                    consumer._state = STARTED
-                    if consumer._events is not None:
-                        consumer.fire_event("pre_request")
-                if consumer._events is None:
-                    tail = consumer.data_received(data)
-                else:
-                    consumer.fire_event("data_received", data=data)
-                    tail = consumer.data_received(data)
-                    consumer.fire_event("data_processed", data=data)
-                if consumer._state == FINISHING:
-                    self._complete(consumer)
-                    # An upgrade has built the next one already.
-                    consumer = self._consumer
-                    if self._closing or not (tail or behind):
-                        break
-                    answered += 1
-                    if answered % _PIPELINE_BATCH == 0:
-                        self._flush()
-                        if self._paused:
-                            self._hold(tail, behind)
-                            break
-                elif self._closing or not (tail or behind):
-                    break
-                elif tail:
-                    self._hold(tail, behind)
-                    break
-                if not tail:
-                    assert behind is not None
-                    tail, behind = behind, None
-                if len(tail) > _PIPELINE_PIECE and behind is None:
-                    view = memoryview(tail)
-                    tail, behind = view[:_PIPELINE_PIECE], view[_PIPELINE_PIECE:]
-                data = bytes(tail)  # free where they are bytes already
-        except Exception as exc:
-            if consumer is None:
-                # The factory failed: there is nobody to tell but the log.
-                self.logger.exception("%r cannot make a consumer", self)
-                self.close()
-            else:
-                self._fail(consumer, exc)
-        out = self._out
-        if type(out) is bytes:
-            self._out = None
-            if out:
-                self._transport.write(out)
-        else:
-            self._flush()
-            self._out = None
-        if self._last_request and not self._closing and not self.busy:
-            self.close()
-
     def _hold(self, tail: Data | None, behind: memoryview | None) -> None:
         """Keep what is unconsumed until it can be consumed; read no more meanwhile."""
-        self._tail = b"".join((tail or b"", behind or b""))
-        self._transport.pause_reading()
+        if not self._closing:
+            self._tail = b"".join((tail or b"", behind or b""))
+            self._transport.pause_reading()
 
     def _continue(self) -> None:
         """Go on after a pause: the held tail first, then the transport."""
@@ -408,7 +433,7 @@ class Connection(FlowControl, Protocol):
             if consumer is not None and consumer._state != NEW:
                 return  # still working on the request before it
             self._tail = None
-            self._feed(tail)
+            self.data_received(tail)
         if self._closing:
             return
         if self._last_request and not self.busy:
@@ -465,7 +490,7 @@ class Connection(FlowControl, Protocol):
         if out is not None:
             if type(data) is not bytes:
                 data = bytes(data)  # a mutable buffer may change before it is written
-            if not out:
+            if out is NOTHING:
                 self._out = data
             elif type(out) is list:
                 out.append(data)
@@ -478,16 +503,19 @@ class Connection(FlowControl, Protocol):
         return self.write_waiter() if self._paused else WRITTEN
 
     def _flush(self) -> None:
-        """Hand what was written to the transport."""
+        """Hand what was written while a consumer was being fed to the transport."""
         out = self._out
-        self._out = b""
-        if isinstance(out, list):
-            if sum(map(len, out)) <= _JOIN_LIMIT:
-                self._transport.write(b"".join(out))
-            else:
-                self._transport.writelines(out)
-        elif out:
-            self._transport.write(out)
+        if out:
+            self._out = None
+            self._write_pieces(out if type(out) is list else [out])  # type: ignore[list-item]
+            self._out = [] if self._paused else NOTHING
+
+    def _write_pieces(self, pieces: list[bytes]) -> None:
+        self._activity = WROTE
+        if sum(map(len, pieces)) <= _JOIN_LIMIT:
+            self._transport.write(b"".join(pieces))
+        else:
+            self._transport.writelines(pieces)
 
     def close(self) -> Any:
         """Close once everything written has been sent; reading stops at once.
@@ -495,20 +523,21 @@ class Connection(FlowControl, Protocol):
         Returns the ``connection_lost`` event: await it for complete closure.
         """
         if not self._closing:
-            self._closing = True
-            self._tail = None
-            self._activity = WROTE
-            if self._out:
-                self._flush()
+            self._flush()
+            self._stop()
         return super().close()
 
     def abort(self) -> None:
         """Close at once; what was written but not sent is dropped."""
-        self._closing = True
-        self._tail = None
-        if self._out:
-            self._out = b""
+        self._stop()
         super().abort()
+
+    def _stop(self) -> None:
+        """Neither read nor write any more."""
+        self._closing = True
+        self._activity = WROTE
+        self._tail = b""
+        self._out = None
 
     def last_request(self) -> None:
         """Close after the answer to the request in progress, or else to the next one."""

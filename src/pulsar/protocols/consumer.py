@@ -12,7 +12,7 @@ from collections.abc import Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
 
 from ..events import AbortEvent, EventHandler, OneTime
-from .flow import LOST, Written
+from .flow import LOST, WRITTEN, Written
 from .protocol import default_logger
 
 if TYPE_CHECKING:
@@ -28,6 +28,10 @@ NEW = 0  # nothing has happened
 STARTED = 1  # pre_request has fired
 FINISHING = 2  # finished() was called; post_request is due
 DONE = 3  # post_request has fired
+
+
+# What a connection holds while a consumer is being fed and has written nothing.
+NOTHING = b""
 
 
 class AbortRequest(AbortEvent):
@@ -166,6 +170,10 @@ class ProtocolConsumer(EventHandler):
         connection = self.connection
         if connection is None:
             return LOST
+        if connection._out is NOTHING and type(data) is bytes:
+            # The most common write of all: the only one of this data_received.
+            connection._out = data
+            return WRITTEN
         return connection.write(data)
 
     def finished(self, result: Any = None, exc: BaseException | None = None) -> None:

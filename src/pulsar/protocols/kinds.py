@@ -53,7 +53,10 @@ def classify(thing: Any, kind: str | Kind = "auto") -> Kind:
     if kind != "auto":
         if not callable(thing):
             raise _refusal(thing, "it cannot be called")
-        return Kind(kind)
+        stated = Kind(kind)
+        if _contradicts(_unwrap(thing), stated):
+            raise _refusal(thing, f"it cannot be of the kind {stated.value}")
+        return stated
     target = _unwrap(thing)
     if isinstance(target, type):
         found = _kind_of_class(target)
@@ -67,7 +70,7 @@ def classify(thing: Any, kind: str | Kind = "auto") -> Kind:
             thing,
             "it is an instance: give its class"
             if instance is not None
-            else f"a {type(target).__name__} cannot be called",
+            else f"an object of type {type(target).__name__} cannot be called",
         )
     arguments = _required_arguments(thing)
     if _is_coroutine_function(target):
@@ -79,7 +82,7 @@ def classify(thing: Any, kind: str | Kind = "auto") -> Kind:
             "which this version does not serve",
         )
     if arguments:
-        raise _refusal(thing, f"it needs {arguments} arguments")
+        raise _refusal(thing, f"it needs {_count(arguments)}")
     return _kind_of_product(thing)
 
 
@@ -130,6 +133,22 @@ def _unwrap(thing: Any) -> Any:
     while isinstance(thing, functools.partial):
         thing = thing.func
     return thing
+
+
+def _contradicts(target: Any, stated: Kind) -> bool:
+    """True when ``target`` is seen to be of another kind; of most callables nothing is seen."""
+    if not isinstance(target, type):
+        return _is_coroutine_function(target) and stated is not Kind.STREAM
+    match stated:
+        case Kind.CONSUMER:
+            return not issubclass(target, ProtocolConsumer)
+        case Kind.DATAGRAM:
+            return not hasattr(target, "datagram_received")
+        case Kind.STREAM:
+            return not hasattr(target, "__await__")
+        case _:
+            fed = hasattr(target, "data_received") or hasattr(target, "buffer_updated")
+            return issubclass(target, ProtocolConsumer) or not fed
 
 
 def _is_coroutine_function(target: Any) -> bool:
@@ -198,6 +217,10 @@ def _required_arguments(thing: Any) -> int | None:
     )
 
 
+def _count(arguments: int) -> str:
+    return "1 argument" if arguments == 1 else f"{arguments} arguments"
+
+
 def _check_signature(thing: Any, cls: type) -> None:
     if issubclass(cls, PulsarProtocol):
         return  # created with the producer's keywords
@@ -205,8 +228,7 @@ def _check_signature(thing: Any, cls: type) -> None:
     if arguments:
         raise _refusal(
             thing,
-            f"{cls.__name__} needs {arguments} argument{'s' if arguments > 1 else ''}: "
-            "bind them with functools.partial",
+            f"{cls.__name__} needs {_count(arguments)}: bind them with functools.partial",
         )
 
 

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from ..events import EventHandler
+from ..events import Event, EventHandler
 from .consumer import ProtocolConsumer
 from .protocol import PulsarProtocol, default_logger
 
@@ -42,6 +42,12 @@ class Producer(EventHandler):
         "connection_lost",
     )
 
+    # Counted, or looked at, for each request: a slot is found faster than a dict's key.
+    __slots__ = ("__dict__", "__weakref__", "forwards", "max_requests", "requests_processed")
+
+    # True once somebody has asked for an event of this producer's consumers.
+    forwards: bool
+
     # True: its connections answer requests; False: they make them.
     server_side: ClassVar[bool] = False
 
@@ -57,6 +63,7 @@ class Producer(EventHandler):
         logger: logging.Logger | None = None,
     ) -> None:
         super().__init__()
+        self.forwards = False
         self._loop = loop
         if protocol_factory is not None:
             self.protocol_factory = protocol_factory
@@ -78,14 +85,19 @@ class Producer(EventHandler):
             session=self.sessions, producer=self, loop=self._loop, logger=self.logger, **kw
         )
 
+    def event(self, name: str) -> Event:
+        """See ``EventHandler.event``."""
+        if name in _CONSUMER_EVENTS:
+            self.forwards = True
+        return super().event(name)
+
     def build_consumer(self, consumer_factory: Callable[[], ProtocolConsumer]) -> ProtocolConsumer:
         """A new consumer that fires this producer's events too, where somebody listens."""
         consumer = consumer_factory()
-        events = self._events
-        if events is not None:
+        if self.forwards and self._events is not None:
             for name in _CONSUMER_EVENTS:
-                if name in events:
-                    consumer.bind_event(name, events[name].fire)
+                if name in self._events:
+                    consumer.bind_event(name, self._events[name].fire)
         return consumer
 
     def protocol_connected(self, protocol: PulsarProtocol) -> None:
@@ -97,6 +109,11 @@ class Producer(EventHandler):
         """Called by a protocol of this producer when its connection is lost."""
         if self._events is not None:
             self.fire_event("connection_lost", protocol, exc)
+
+    def count_request(self) -> None:
+        """Called after each request, when there is a limit to them."""
+        if self.requests_processed == self.max_requests:
+            self.max_requests_reached()
 
     def max_requests_reached(self) -> None:
         """Called once, when ``max_requests`` have been processed. Does nothing here."""

@@ -82,7 +82,7 @@ class SocketServer(Application):
         self._ssl_context(self.cfg)
 
         async def look() -> Kind:
-            return classify(self.protocol_factory(), self.cfg.kind)
+            return self._classify(self.protocol_factory())
 
         asyncio.run(look())
 
