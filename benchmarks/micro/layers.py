@@ -28,6 +28,9 @@ class Transport:
     def is_closing(self) -> bool:
         return False
 
+    def close(self) -> None:
+        pass
+
     def pause_reading(self) -> None:
         pass
 

@@ -12,7 +12,6 @@ import threading
 import weakref
 from collections.abc import Coroutine, Iterable
 from typing import Any, TypeVar
-from weakref import WeakSet
 
 from ..system import new_event_loop
 
@@ -41,11 +40,13 @@ class PrivateLoop:
 
     def __init__(self, owner: object) -> None:
         self.loop = new_event_loop()
-        self._transports: WeakSet[asyncio.BaseTransport] = WeakSet()
+        self._transports: set[asyncio.BaseTransport] = set()
         self._finalizer = weakref.finalize(owner, _close_loop, self.loop, self._transports)
 
     def track(self, transport: asyncio.BaseTransport) -> None:
         """Close ``transport`` together with the loop."""
+        # Not in a WeakSet: uvloop's TLS transports take no weak references.
+        self._transports -= {known for known in self._transports if known.is_closing()}
         self._transports.add(transport)
 
     def close(self) -> None:

@@ -189,7 +189,8 @@ class AbstractClient(_Client):
         """
         loop = self._loop
         where = connect_address(address)
-        factory = protocol_factory or self.create_protocol
+        # Made before there is a socket, which the loops forget when a factory fails.
+        protocol = (protocol_factory or self.create_protocol)()
         context = client_context() if ssl is True else (ssl or None)
         if context is not None:
             kw["ssl"] = context
@@ -201,9 +202,9 @@ class AbstractClient(_Client):
                     if context is not None:
                         kw.setdefault("server_hostname", "localhost")
                     kw["sock"] = await _connect_unix(where)
-                    transport, protocol = await loop.create_unix_connection(factory, **kw)
+                    transport, _ = await loop.create_unix_connection(lambda: protocol, **kw)
                 else:
-                    transport, protocol = await loop.create_connection(factory, *where, **kw)
+                    transport, _ = await loop.create_connection(lambda: protocol, *where, **kw)
         except TimeoutError as exc:
             if exc.errno is not None:  # the kernel's own ETIMEDOUT
                 raise _explained(exc, where) from exc
@@ -238,9 +239,9 @@ class AbstractUdpClient(_Client):
         """
         if address is not None:
             kw["remote_addr"] = connect_address(address)
-        factory: Any = protocol_factory or self.create_protocol
+        protocol: Any = (protocol_factory or self.create_protocol)()  # as for streams
         try:
-            transport, protocol = await self._loop.create_datagram_endpoint(factory, **kw)
+            transport, _ = await self._loop.create_datagram_endpoint(lambda: protocol, **kw)
         except OSError as exc:
             if address is None:
                 raise

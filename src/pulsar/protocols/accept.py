@@ -77,13 +77,9 @@ class Acceptor:
         self._closed = False
         # The servers that exist must be replaced before any of them is used again.
         self._stale = False
-        self._reasons: set[str] = set()
+        # Why accepting is paused; empty when it is not.
+        self.paused: set[str] = set()
         self._settling: asyncio.Task[None] | None = None
-
-    @property
-    def paused(self) -> frozenset[str]:
-        """The reasons for which accepting is paused; empty when it is not."""
-        return frozenset(self._reasons)
 
     async def start(self) -> None:
         """Listen and accept. Raises ``OSError`` when a socket cannot listen."""
@@ -94,8 +90,8 @@ class Acceptor:
 
     def pause(self, reason: str) -> None:
         """Accept nothing more until ``resume(reason)``; queued connections wait."""
-        first = not self._reasons
-        self._reasons.add(reason)
+        first = not self.paused
+        self.paused.add(reason)
         if not first or self._closed:
             return
         self._stale = True
@@ -109,8 +105,8 @@ class Acceptor:
 
     def resume(self, reason: str) -> None:
         """Take back ``pause(reason)``; accept again when no other reason is left."""
-        if reason in self._reasons:
-            self._reasons.discard(reason)
+        if reason in self.paused:
+            self.paused.discard(reason)
             self._settle()
 
     async def swap_context(self, ssl_context: ssl.SSLContext) -> None:
@@ -132,14 +128,14 @@ class Acceptor:
         """Bring the loop's servers in line with what was asked for."""
         if self._closed:
             return
-        if self._reasons:
+        if self.paused:
             self._close_servers()
         elif (self._stale or not self.servers) and self._settling is None:
             self._settling = self._loop.create_task(self._reopen())
 
     async def _reopen(self) -> None:
         try:
-            while not self._reasons and (self._stale or not self.servers):
+            while not self.paused and (self._stale or not self.servers):
                 self._close_servers()
                 self._stale = False
                 try:
@@ -149,7 +145,7 @@ class Acceptor:
                     await asyncio.sleep(_RETRY)
         finally:
             self._settling = None
-            if self._closed or self._reasons:
+            if self._closed or self.paused:
                 self._close_servers()
 
     async def _open(self) -> None:

@@ -17,8 +17,9 @@ What is written meanwhile is joined and written once, at the end.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import ConnectionClosed, ProtocolError
 from ..events import AbortEvent
@@ -27,6 +28,9 @@ from .consumer import DONE, FINISHING, NEW, NOTHING, STARTED, ProtocolConsumer
 from .flow import LOST, WRITTEN, FlowControl, Written
 from .protocol import Protocol
 from .timeout import READ, SEEN, WROTE
+
+if TYPE_CHECKING:
+    from .producer import Producer  # which knows protocols only by their base
 
 __all__ = ["Connection", "ConsumerFactory"]
 
@@ -49,7 +53,6 @@ _EOF_LINGER = 5.0
 
 
 _new = object.__new__
-_GREETING = ProtocolConsumer.connection_made
 
 
 def _no_factory() -> ProtocolConsumer:
@@ -64,7 +67,7 @@ class Connection(FlowControl, Protocol):
         closes the connection; None or 0: never
     :param low_limit: see ``FlowControl``
     :param high_limit: see ``FlowControl``
-    :param kw: ``loop``, ``session``, ``producer``, ``logger`` of ``PulsarProtocol``
+    :param loop: and the rest: see ``PulsarProtocol``
     """
 
     __slots__ = (
@@ -94,11 +97,31 @@ class Connection(FlowControl, Protocol):
         timeout: float | None = None,
         low_limit: int | None = None,
         high_limit: int | None = None,
-        **kw: Any,
+        loop: asyncio.AbstractEventLoop | None = None,
+        session: int = 1,
+        producer: Producer | None = None,
+        logger: logging.Logger | None = None,
     ) -> None:
-        super().__init__(low_limit, high_limit, timeout=timeout, **kw)
-        producer = self.producer
-        self._set_factory(consumer_factory)
+        # Everything that the bases' constructors do, without calling four of them:
+        # this is paid for each connection.
+        self._events = None
+        self._loop = loop
+        self._logger = logger
+        self._lost = False
+        self._lost_exc = None
+        self._transport = None
+        self.producer = producer
+        self.session = session
+        self.timeout = timeout
+        self._low_limit = low_limit
+        self._high_limit = high_limit
+        self._paused = False
+        self._write_waiters = None
+
+        self._consumer_factory = consumer_factory
+        # What ProtocolConsumer has found out about a class of consumers.
+        self._plain = getattr(consumer_factory, "_plain", False)
+        self._greets = getattr(consumer_factory, "_greets", True)
         self._processed = 0
         self._consumer: ProtocolConsumer | None = None
         self._client = producer is not None and not producer.server_side
@@ -123,7 +146,8 @@ class Connection(FlowControl, Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the loop: keep the transport and fire ``connection_made``."""
-        self.set_write_limits(transport)
+        if self._low_limit is not None or self._high_limit is not None:
+            self.set_write_limits(transport)
         super().connection_made(transport)
         if not self._client and self._consumer is None and not self._closing:
             # Made before the first byte, so that a server that speaks first can
@@ -151,20 +175,7 @@ class Connection(FlowControl, Protocol):
                     if self._client:
                         self._unsolicited(data)
                         break
-                    producer = self.producer
-                    if self._plain and (producer is None or not producer.forwards):
-                        # As _new_consumer and ProtocolConsumer.__init__ do, in fewer
-                        # calls: this is paid for each message.
-                        consumer = _new(self._consumer_factory)  # type: ignore[arg-type]
-                        self._consumer = consumer
-                        consumer._events = None
-                        consumer._state = STARTED
-                        consumer.connection = self
-                        consumer.request = None
-                        if self._greets:
-                            consumer.connection_made(self)
-                    else:
-                        consumer = self._new_consumer()
+                    consumer = self._new_consumer()
                 if consumer._state == NEW:
                     consumer._state = STARTED
                     if consumer._events is not None:
@@ -225,8 +236,10 @@ class Connection(FlowControl, Protocol):
                 self._transport.write(out)
         elif out:
             self._write_pieces(out)  # type: ignore[arg-type]
+        if answered and self._consumer is not None:
+            self._activity = READ  # what was written answers those before it
         if self._last_request and not self._closing and not self.busy:
-            self.close()
+            self._close()
 
     def eof_received(self) -> bool:
         """Called by the loop when the peer has ended its side (a half-close).
@@ -241,11 +254,10 @@ class Connection(FlowControl, Protocol):
                 self._fail(consumer, exc)
         if self._closing:
             return False
-        # TLS has no half-close: the transport closes whatever we return. A client
-        # has nothing more to say once the server has ended the response.
-        tls = self._transport.get_extra_info("sslcontext") is not None
-        if tls or self._client or not self.busy:
-            self.close()
+        # A client has nothing more to say once the server has ended the response,
+        # and TLS has no half-close: the transport closes whatever we return.
+        if self._client or not self.busy or self._transport.get_extra_info("sslcontext"):
+            self._close()
             return False
         self._last_request = True
         return True
@@ -257,20 +269,22 @@ class Connection(FlowControl, Protocol):
         self._stop()
         if self._paused:
             self.resume_writing(ConnectionClosed("the connection was lost"))
-        for task in self._tasks or ():
-            task.cancel()
+        if self._tasks is not None:
+            for task in self._tasks:
+                task.cancel()
         consumer = self._consumer
         if consumer is not None:
             if self._client and exc is None and consumer._state == STARTED:
-                peer = format_address(self.address)
                 exc = ConnectionClosed(
-                    f"the server {peer} closed the connection before the response was complete"
+                    f"the server {format_address(self.address)} closed the connection "
+                    "before the response was complete"
                 )
             try:
                 consumer.connection_lost(exc)
             except Exception:
                 self.logger.exception("%r: connection_lost failed", consumer)
-            consumer.finished(exc=exc)  # in case an override did not
+            if consumer._state != DONE:
+                consumer.finished(exc=exc)  # an override did not
             self._consumer = None
         super().connection_lost(exc)
 
@@ -316,7 +330,7 @@ class Connection(FlowControl, Protocol):
         consumer = self._consumer
         if consumer is None or consumer._state == NEW:
             return False
-        return bool(self._activity & READ)  # READ, or READ + SEEN
+        return self._client or bool(self._activity & READ)  # READ, or READ + SEEN
 
     def current_consumer(self) -> ProtocolConsumer:
         """The consumer that handles incoming bytes; a new one if there is none."""
@@ -330,7 +344,9 @@ class Connection(FlowControl, Protocol):
         next consumer is built as soon as the current one is finished, and gets
         the bytes that follow.
         """
-        self._set_factory(consumer_factory)
+        self._consumer_factory = consumer_factory
+        self._plain = getattr(consumer_factory, "_plain", False)
+        self._greets = getattr(consumer_factory, "_greets", True)
         consumer = self._consumer
         if consumer is None or consumer._state == NEW:
             self._consumer = None
@@ -338,29 +354,28 @@ class Connection(FlowControl, Protocol):
         else:
             consumer.bind_event("post_request", self._build_upgraded)
 
-    def _set_factory(self, factory: ConsumerFactory) -> None:
-        self._consumer_factory = factory
-        # A class that leaves the constructor alone, and one that wants to be told.
-        self._plain = (
-            isinstance(factory, type)
-            and factory.__init__ is ProtocolConsumer.__init__  # type: ignore[misc]
-            and factory.__new__ is _new  # type: ignore[comparison-overlap]
-        )
-        self._greets = getattr(factory, "connection_made", None) is not _GREETING
-
     def _build_upgraded(self, arg: Any, exc: BaseException | None = None) -> None:
         if exc is None and not self._closing:
             self.current_consumer()
 
     def _new_consumer(self) -> ProtocolConsumer:
+        """Make the next consumer."""
         producer = self.producer
-        if producer is None:
+        if self._plain and (producer is None or not producer.forwards):
+            # What ProtocolConsumer.__init__ does, without calling it: this is paid
+            # for each message.
+            consumer: ProtocolConsumer = _new(self._consumer_factory)  # type: ignore[arg-type]
+            consumer._events = None
+            consumer._state = NEW
+            consumer.request = None
+        elif producer is None:
             consumer = self._consumer_factory()
         else:
             consumer = producer.build_consumer(self._consumer_factory)
         self._consumer = consumer
         consumer.connection = self
-        consumer.connection_made(self)
+        if self._greets:
+            consumer.connection_made(self)
         return consumer
 
     def start_consumer(self, consumer: ProtocolConsumer) -> None:
@@ -368,6 +383,8 @@ class Connection(FlowControl, Protocol):
         consumer._state = STARTED
         self._activity = READ
         try:
+            if self._closing:
+                raise ConnectionClosed("the connection is closed: no request can be started on it")
             if consumer._events is not None:
                 consumer.fire_event("pre_request")
             producer = self.producer
@@ -451,6 +468,8 @@ class Connection(FlowControl, Protocol):
         peer = format_address(self.address)
         if isinstance(exc, AbortEvent):
             self.logger.debug("%r: request aborted", self)
+        elif self._closing and isinstance(exc, ConnectionClosed):
+            self.logger.debug("%r: closed while a request was answered", self)
         elif isinstance(exc, ProtocolError):
             self.logger.info("connection from %s closed: %s", peer, exc)
         elif not self._client:
@@ -486,10 +505,10 @@ class Connection(FlowControl, Protocol):
         if self._closing:
             return LOST
         self._activity = WROTE
+        if type(data) is not bytes:
+            data = bytes(memoryview(data))  # a mutable buffer may change before it is written
         out = self._out
         if out is not None:
-            if type(data) is not bytes:
-                data = bytes(data)  # a mutable buffer may change before it is written
             if out is NOTHING:
                 self._out = data
             elif type(out) is list:
@@ -522,10 +541,19 @@ class Connection(FlowControl, Protocol):
 
         Returns the ``connection_lost`` event: await it for complete closure.
         """
+        if self._transport is None:
+            self._stop()
+            self.connection_lost()
+        else:
+            self._close()
+        return self.event("connection_lost")
+
+    def _close(self) -> None:
+        """``close`` for those who do not want the event."""
         if not self._closing:
             self._flush()
             self._stop()
-        return super().close()
+            self._transport.close()
 
     def abort(self) -> None:
         """Close at once; what was written but not sent is dropped."""
@@ -537,7 +565,8 @@ class Connection(FlowControl, Protocol):
         self._closing = True
         self._activity = WROTE
         self._tail = b""
-        self._out = None
+        if self._out is not None:
+            self._out = []  # drops what comes, but a consumer is still being fed
 
     def last_request(self) -> None:
         """Close after the answer to the request in progress, or else to the next one."""

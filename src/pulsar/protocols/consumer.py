@@ -59,6 +59,11 @@ class ProtocolConsumer(EventHandler):
     # message, and every assignment here is paid each time.
     __slots__ = ("_exc", "_result", "_state", "connection", "request")
 
+    # What Connection may leave out when it makes one: the call of the constructor,
+    # and the call of connection_made. Found out once for each class.
+    _plain: ClassVar[bool] = True
+    _greets: ClassVar[bool] = False
+
     connection: Connection | None
     request: Any
     _result: Any
@@ -77,6 +82,11 @@ class ProtocolConsumer(EventHandler):
         self.request = None
         if one_time_events is not None or many_times_events is not None:
             self._add_events(one_time_events or (), many_times_events or ())
+
+    def __init_subclass__(cls, **kw: Any) -> None:
+        super().__init_subclass__(**kw)
+        cls._plain = cls.__init__ is ProtocolConsumer.__init__ and cls.__new__ is object.__new__
+        cls._greets = cls.connection_made is not ProtocolConsumer.connection_made
 
     # What users implement
 
@@ -195,6 +205,9 @@ class ProtocolConsumer(EventHandler):
             self._state = DONE
             self._result = result
             self._exc = exc
+            connection = self.connection
+            if connection is not None and connection._consumer is self:
+                connection._consumer = None
             if self._events is not None and "post_request" in self._events:
                 self._events["post_request"].fire(self if result is None else result, exc)
 

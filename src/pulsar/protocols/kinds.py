@@ -89,14 +89,12 @@ def classify(thing: Any, kind: str | Kind = "auto") -> Kind:
 def protocol_maker(thing: Any, kind: str | Kind = "auto") -> tuple[Kind, Maker]:
     """The kind of ``thing`` and a function that creates its protocols.
 
-    The function takes the keywords of ``Connection``; a protocol that is not
-    pulsar's own is created without them. Stream handlers have no protocol of
-    their own: for them it is the handler itself.
+    The function takes the keywords of ``Protocol``; a protocol that is not
+    pulsar's own is created without them. Consumers and stream handlers are no
+    protocols: for them it is ``thing`` itself.
     """
     found = classify(thing, kind)
-    if found is Kind.CONSUMER:
-        return found, functools.partial(Connection, thing)
-    if found is Kind.STREAM or _takes_keywords(thing):
+    if found in (Kind.CONSUMER, Kind.STREAM) or _takes_keywords(thing):
         return found, thing
 
     def make(**kw: Any) -> asyncio.BaseProtocol:

@@ -102,12 +102,12 @@ class Producer(EventHandler):
 
     def protocol_connected(self, protocol: PulsarProtocol) -> None:
         """Called by a protocol of this producer when its connection is made."""
-        if self._events is not None:
+        if self._events is not None and "connection_made" in self._events:
             self.fire_event("connection_made", protocol)
 
     def protocol_lost(self, protocol: PulsarProtocol, exc: BaseException | None) -> None:
         """Called by a protocol of this producer when its connection is lost."""
-        if self._events is not None:
+        if self._events is not None and "connection_lost" in self._events:
             self.fire_event("connection_lost", protocol, exc)
 
     def count_request(self) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..events import EventHandler, OneTime
@@ -88,8 +87,10 @@ class PulsarProtocol(EventHandler):
         """Called by the loop: keep the transport and fire ``connection_made``."""
         self._transport = transport
         if self._loop is None:
-            with suppress(RuntimeError):  # a test may call this without a loop
+            try:
                 self._loop = asyncio.get_running_loop()
+            except RuntimeError:
+                pass  # a test may call this without a loop
         if self._events is not None and "connection_made" in self._events:
             self.fire_event("connection_made")
         if self.producer is not None:

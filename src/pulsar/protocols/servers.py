@@ -33,6 +33,10 @@ Address = str | tuple[str, int] | Bind
 # Seconds between looks at the descriptors while accepting is paused for want of them.
 _DESCRIPTOR_CHECK = 0.1
 
+# A look at the descriptors costs two system calls: every so many connections. Less
+# than the smallest reserve that descriptor_ceiling keeps.
+_DESCRIPTOR_SAMPLE = 8
+
 # Seconds between looks at the connections that a drain waits for.
 _DRAIN_CHECK = 0.05
 
@@ -186,12 +190,12 @@ class TcpServer(Server):
         self._acceptor: Acceptor | None = None
         # Accepted, not yet made; the loop's time at which each is given up. A TLS
         # handshake that fails calls nobody.
-        self._pending: dict[object, float] = {}
+        self._pending: dict[Protocol | Hosted, float] = {}
         self._open_connections: set[Protocol | Hosted] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._empty = asyncio.Event()
         self._sweep: Sweep | None = None
-        self._handshake_timeout: float | None = None
+        self._handshake_deadline = _HANDSHAKE_SLACK
         self._descriptor_ceiling = descriptor_ceiling()
         self._descriptor_timer: asyncio.TimerHandle | None = None
         self._warned_at: dict[str, float] = {}
@@ -234,7 +238,8 @@ class TcpServer(Server):
         if self.kind is Kind.DATAGRAM:
             close_sockets(self._sockets)
             raise ImproperlyConfigured(f"{self.name} serves streams, not datagrams")
-        self._handshake_timeout = handshake_timeout if sslcontext is not None else None
+        if sslcontext is not None:
+            self._handshake_deadline += handshake_timeout
         self._sweep = Sweep(self._loop, self._check_deadlines, self.keep_alive, self.stall_timeout)
         self._acceptor = Acceptor(
             self._loop,
@@ -243,7 +248,7 @@ class TcpServer(Server):
             backlog=backlog,
             logger=self.logger,
             ssl_context=sslcontext,
-            handshake_timeout=self._handshake_timeout,
+            handshake_timeout=handshake_timeout,
             plain=plain_sockets,
         )
         await self._acceptor.start()
@@ -306,84 +311,98 @@ class TcpServer(Server):
             "paused": sorted(acceptor.paused) if acceptor is not None else [],
         }
 
-    # Connections: accepted, made, lost
+    # Connections: accepted, made, lost. What is here is paid for each of them.
 
     def create_protocol(self, **kw: Any) -> asyncio.BaseProtocol:
         """Called by the loop for each accepted connection: the protocol that serves it."""
         loop = self._loop
+        maker = self._maker
         assert loop is not None
-        assert self._maker is not None
-        self.sessions += 1
+        assert maker is not None
+        session = self.sessions + 1
+        self.sessions = session
+        member: Protocol | Hosted
+        protocol: Any
         try:
-            protocol, member = self._make(loop, kw)
+            if self.kind is Kind.CONSUMER:
+                # What is served makes consumers: its connections are made here.
+                protocol = member = Connection(
+                    maker,  # type: ignore[arg-type]
+                    self.keep_alive,
+                    None,
+                    None,
+                    loop,
+                    session,
+                    self,
+                )
+            elif self.kind is Kind.STREAM:
+                protocol = stream_protocol(maker, loop, self._tasks, self.logger)  # type: ignore[arg-type]
+                member = Hosted(protocol, self._made, self._lost, self.keep_alive)
+            else:
+                protocol = maker(
+                    session=session, producer=self, loop=loop, timeout=self.keep_alive, **kw
+                )
+                if isinstance(protocol, Protocol):
+                    member = protocol
+                else:
+                    member = Hosted(protocol, self._made, self._lost, self.keep_alive)
         except Exception:
             # A loop may close its server for an exception here.
             self.logger.exception("%s: a connection cannot be served", self.name)
-            protocol = member = Protocol(producer=_Refusal(), session=self.sessions)
-            return protocol
-        self._pending[member] = loop.time() + (self._handshake_timeout or 0.0) + _HANDSHAKE_SLACK
-        self._check_room()
-        return protocol
-
-    def _make(
-        self, loop: asyncio.AbstractEventLoop, kw: dict[str, Any]
-    ) -> tuple[asyncio.BaseProtocol, Protocol | Hosted]:
-        assert self._maker is not None
-        if self.kind is Kind.STREAM:
-            handler: Any = self._maker
-            protocol: Any = stream_protocol(handler, loop, self._tasks, self.logger)
-        else:
-            protocol = self._maker(
-                session=self.sessions, producer=self, loop=loop, timeout=self.keep_alive, **kw
-            )
-            if isinstance(protocol, Protocol):
-                return protocol, protocol
-        return protocol, Hosted(protocol, self._made, self._lost, self.keep_alive)
+            return Protocol(producer=_Refusal(), session=session)
+        pending = self._pending
+        pending[member] = loop.time() + self._handshake_deadline
+        if self.max_connections is not None and (
+            len(pending) + len(self._open_connections) >= self.max_connections
+        ):
+            self._at_the_limit()
+        elif session % _DESCRIPTOR_SAMPLE == 0 and self._short_of_descriptors():
+            self._pause("descriptors", "few descriptors are left (RLIMIT_NOFILE)")
+            self._watch_descriptors()
+        return protocol  # type: ignore[no-any-return]
 
     def protocol_connected(self, protocol: PulsarProtocol) -> None:
         """Called by a connection of this server when it is made."""
-        assert isinstance(protocol, Protocol)
-        self._made(protocol)
+        self._made(protocol)  # type: ignore[arg-type]
         super().protocol_connected(protocol)
 
     def protocol_lost(self, protocol: PulsarProtocol, exc: BaseException | None) -> None:
         """Called by a connection of this server when it is lost."""
         super().protocol_lost(protocol, exc)
-        assert isinstance(protocol, Protocol)
-        self._lost(protocol, exc)
+        self._lost(protocol, exc)  # type: ignore[arg-type]
 
     def _made(self, member: Protocol | Hosted) -> None:
         self._pending.pop(member, None)
         self._open_connections.add(member)
-        if self._sweep is not None:
-            self._sweep.arm()
+        sweep = self._sweep
+        if sweep is not None and sweep.idle:
+            sweep.arm()
 
     def _lost(self, member: Protocol | Hosted, exc: BaseException | None) -> None:
         self._open_connections.discard(member)
-        if not isinstance(member, Connection):
+        if self.max_requests is not None and not isinstance(member, Connection):
+            # Its requests cannot be seen: the connection counts as one.
             self.requests_processed += 1
-            if self.requests_processed == self.max_requests:
-                self.max_requests_reached()
-        if not self._open_connections:
+            self.count_request()
+        if self._ending:
             self._empty.set()
-        acceptor = self._acceptor
-        if acceptor is not None and acceptor.paused and self._has_room():
-            acceptor.resume("max_connections")
+        elif self._acceptor is not None and self._acceptor.paused:
+            self._resume_if_there_is_room()
 
     # Limits
 
     def _has_room(self) -> bool:
         return self.max_connections is None or self.connections < self.max_connections
 
-    def _check_room(self) -> None:
-        """Pause accepting when this connection was the last that there is room for."""
-        if not self._has_room():
-            self._forget_the_gone()
+    def _at_the_limit(self) -> None:
+        """Pause accepting, unless some of the connections are gone."""
+        self._forget_the_gone()
         if not self._has_room():
             self._pause("max_connections", f"{self.connections} connections (max_connections)")
-        elif self._short_of_descriptors():
-            self._pause("descriptors", "few descriptors are left (RLIMIT_NOFILE)")
-            self._watch_descriptors()
+
+    def _resume_if_there_is_room(self) -> None:
+        if self._acceptor is not None and self._has_room():
+            self._acceptor.resume("max_connections")
 
     def _pause(self, reason: str, why: str) -> None:
         assert self._acceptor is not None
@@ -427,9 +446,7 @@ class TcpServer(Server):
         """The sweep. False when there is nothing left to look at."""
         if self._pending:
             self._forget_the_gone()
-            acceptor = self._acceptor
-            if acceptor is not None and acceptor.paused and self._has_room():
-                acceptor.resume("max_connections")
+            self._resume_if_there_is_room()
         stall_timeout = self.stall_timeout
         for connection in list(self._open_connections):
             connection.check_deadlines(now, stall_timeout)

@@ -40,7 +40,7 @@ class Sweep:
         seconds; False: there is nothing to look at, sleep until ``arm``
     """
 
-    __slots__ = ("_check", "_handle", "_interval", "_loop")
+    __slots__ = ("_check", "_handle", "_interval", "_loop", "idle")
 
     def __init__(
         self,
@@ -55,10 +55,13 @@ class Sweep:
         self._interval = (
             max(_MIN_INTERVAL, min(_MAX_INTERVAL, shortest / _FRACTION)) if shortest else 0.0
         )
+        # True when it does not run and could.
+        self.idle = bool(self._interval)
 
     def arm(self) -> None:
         """Start sweeping, unless it goes on already or there is no deadline."""
-        if self._handle is None and self._interval:
+        if self.idle:
+            self.idle = False
             self._handle = self._loop.call_later(self._interval, self._run)
 
     def cancel(self) -> None:
@@ -66,9 +69,11 @@ class Sweep:
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None
+        self.idle = False
 
     def _run(self) -> None:
         self._handle = None
+        self.idle = True
         if self._check(self._loop.time()):
             self.arm()
 
