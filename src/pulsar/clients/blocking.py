@@ -36,16 +36,17 @@ class PrivateLoop:
     for theirs, for as long as the peer likes.
     """
 
-    __slots__ = ("_finalizer", "_transports", "loop")
+    __slots__ = ("__weakref__", "_finalizer", "_transports", "loop")
 
     def __init__(self, owner: object) -> None:
         self.loop = new_event_loop()
         self._transports: set[asyncio.BaseTransport] = set()
-        self._finalizer = weakref.finalize(owner, _close_loop, self.loop, self._transports)
+        # Not the transports themselves, which lead to the owner: it would live for ever.
+        self._finalizer = weakref.finalize(owner, _close_loop, self.loop, weakref.ref(self))
 
     def track(self, transport: asyncio.BaseTransport) -> None:
         """Close ``transport`` together with the loop."""
-        # Not in a WeakSet: uvloop's TLS transports take no weak references.
+        # No WeakSet: uvloop's TLS transports take no weak references.
         self._transports -= {known for known in self._transports if known.is_closing()}
         self._transports.add(transport)
 
@@ -54,11 +55,12 @@ class PrivateLoop:
         self._finalizer()
 
 
-def _close_loop(
-    loop: asyncio.AbstractEventLoop, transports: Iterable[asyncio.BaseTransport]
-) -> None:
+def _close_loop(loop: asyncio.AbstractEventLoop, private: weakref.ref[PrivateLoop]) -> None:
     if loop.is_closed() or loop.is_running():
         return
+    # Of one that was collected with its owner, the transports are too.
+    alive = private()
+    transports = () if alive is None else tuple(alive._transports)  # noqa: SLF001 - its finalizer
     if running_loop() is None:
         _run_down(loop, transports)
     else:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..errors import ConnectionClosed, ProtocolError
 from ..events import AbortEvent
 from ..net import format_address
-from .consumer import DONE, FINISHING, NEW, NOTHING, STARTED, ProtocolConsumer
+from .consumer import DONE, FINISHING, MUTE, NEW, NOTHING, PLAIN, STARTED, ProtocolConsumer
 from .flow import LOST, WRITTEN, FlowControl, Written
 from .protocol import Protocol
 from .timeout import READ, SEEN, WROTE
@@ -77,14 +77,13 @@ class Connection(FlowControl, Protocol):
         "_closing",
         "_consumer",
         "_consumer_factory",
-        "_greets",
         "_high_limit",
         "_last_request",
         "_low_limit",
         "_out",
         "_paused",
-        "_plain",
         "_processed",
+        "_shape",
         "_since",
         "_tail",
         "_tasks",
@@ -119,9 +118,7 @@ class Connection(FlowControl, Protocol):
         self._write_waiters = None
 
         self._consumer_factory = consumer_factory
-        # What ProtocolConsumer has found out about a class of consumers.
-        self._plain = getattr(consumer_factory, "_plain", False)
-        self._greets = getattr(consumer_factory, "_greets", True)
+        self._shape = getattr(consumer_factory, "_shape", 0)
         self._processed = 0
         self._consumer: ProtocolConsumer | None = None
         self._client = producer is not None and not producer.server_side
@@ -266,7 +263,8 @@ class Connection(FlowControl, Protocol):
         """Called by the loop: end what is in progress, fire ``connection_lost``."""
         if self._lost:
             return
-        self._stop()
+        if not self._closing:
+            self._stop()
         if self._paused:
             self.resume_writing(ConnectionClosed("the connection was lost"))
         if self._tasks is not None:
@@ -345,8 +343,7 @@ class Connection(FlowControl, Protocol):
         the bytes that follow.
         """
         self._consumer_factory = consumer_factory
-        self._plain = getattr(consumer_factory, "_plain", False)
-        self._greets = getattr(consumer_factory, "_greets", True)
+        self._shape = getattr(consumer_factory, "_shape", 0)
         consumer = self._consumer
         if consumer is None or consumer._state == NEW:
             self._consumer = None
@@ -361,7 +358,7 @@ class Connection(FlowControl, Protocol):
     def _new_consumer(self) -> ProtocolConsumer:
         """Make the next consumer."""
         producer = self.producer
-        if self._plain and (producer is None or not producer.forwards):
+        if self._shape & PLAIN and (producer is None or not producer.forwards):
             # What ProtocolConsumer.__init__ does, without calling it: this is paid
             # for each message.
             consumer: ProtocolConsumer = _new(self._consumer_factory)  # type: ignore[arg-type]
@@ -374,7 +371,7 @@ class Connection(FlowControl, Protocol):
             consumer = producer.build_consumer(self._consumer_factory)
         self._consumer = consumer
         consumer.connection = self
-        if self._greets:
+        if not self._shape & MUTE:
             consumer.connection_made(self)
         return consumer
 
@@ -551,7 +548,8 @@ class Connection(FlowControl, Protocol):
     def _close(self) -> None:
         """``close`` for those who do not want the event."""
         if not self._closing:
-            self._flush()
+            if self._out:
+                self._flush()
             self._stop()
             self._transport.close()
 

@@ -30,6 +30,9 @@ FINISHING = 2  # finished() was called; post_request is due
 DONE = 3  # post_request has fired
 
 
+PLAIN = 1
+MUTE = 2
+
 # What a connection holds while a consumer is being fed and has written nothing.
 NOTHING = b""
 
@@ -59,10 +62,9 @@ class ProtocolConsumer(EventHandler):
     # message, and every assignment here is paid each time.
     __slots__ = ("_exc", "_result", "_state", "connection", "request")
 
-    # What Connection may leave out when it makes one: the call of the constructor,
-    # and the call of connection_made. Found out once for each class.
-    _plain: ClassVar[bool] = True
-    _greets: ClassVar[bool] = False
+    # What Connection may leave out for this class, found out once: PLAIN, the call of
+    # the constructor; MUTE, the call of connection_made.
+    _shape: ClassVar[int] = PLAIN | MUTE
 
     connection: Connection | None
     request: Any
@@ -85,8 +87,9 @@ class ProtocolConsumer(EventHandler):
 
     def __init_subclass__(cls, **kw: Any) -> None:
         super().__init_subclass__(**kw)
-        cls._plain = cls.__init__ is ProtocolConsumer.__init__ and cls.__new__ is object.__new__
-        cls._greets = cls.connection_made is not ProtocolConsumer.connection_made
+        plain = cls.__init__ is ProtocolConsumer.__init__ and cls.__new__ is object.__new__
+        mute = cls.connection_made is ProtocolConsumer.connection_made
+        cls._shape = PLAIN * plain | MUTE * mute
 
     # What users implement
 

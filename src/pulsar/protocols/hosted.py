@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Protocol
 
 from ..net import format_address
 from .timeout import Watched
@@ -20,6 +20,18 @@ from .timeout import Watched
 __all__ = ["Hosted", "stream_protocol"]
 
 StreamHandler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+class Host(Protocol):
+    """What a server is to the connections that it hosts."""
+
+    attentive: bool
+
+    def hosted_connected(self, hosted: Hosted) -> None:
+        """The connection was made; called if ``attentive``."""
+
+    def hosted_lost(self, hosted: Hosted) -> None:
+        """The connection is lost."""
 
 
 class Hosted(Watched):
@@ -30,20 +42,13 @@ class Hosted(Watched):
     (``__slots__``) gets a subclass of its own class instead, made once per class.
     """
 
-    __slots__ = ("__weakref__", "_on_lost", "_on_made", "protocol", "timeout", "transport")
+    __slots__ = ("protocol", "server", "timeout", "transport")
 
-    def __init__(
-        self,
-        protocol: Any,
-        on_made: Callable[[Hosted], None],
-        on_lost: Callable[[Hosted, BaseException | None], None],
-        timeout: float | None = None,
-    ) -> None:
+    def __init__(self, protocol: Any, server: Host, timeout: float | None = None) -> None:
         self.protocol = protocol
+        self.server = server
         self.timeout = timeout
         self.transport: Any = None
-        self._on_made = on_made
-        self._on_lost = on_lost
         try:
             protocol.connection_made = self._connection_made
             protocol.connection_lost = self._connection_lost
@@ -51,25 +56,25 @@ class Hosted(Watched):
             _subclass(protocol, self)
 
     def _connection_made(self, transport: asyncio.BaseTransport) -> None:
-        del self.protocol.connection_made
-        self.made(transport)
-        self.protocol.connection_made(transport)
+        protocol = self.protocol
+        del protocol.connection_made
+        self.transport = transport
+        protocol.connection_made(transport)
+        if self.server.attentive:
+            self.server.hosted_connected(self)
 
     def _connection_lost(self, exc: BaseException | None) -> None:
-        del self.protocol.connection_lost
+        protocol = self.protocol
+        del protocol.connection_lost
         try:
-            self.protocol.connection_lost(exc)
+            protocol.connection_lost(exc)
         finally:
-            self.lost(exc)
+            self.server.hosted_lost(self)
 
-    def made(self, transport: asyncio.BaseTransport) -> None:
-        """The connection is there."""
-        self.transport = transport
-        self._on_made(self)
-
-    def lost(self, exc: BaseException | None) -> None:
-        """The connection is gone."""
-        self._on_lost(self, exc)
+    @property
+    def made(self) -> bool:
+        """True once the connection was made: a TLS handshake comes before that."""
+        return self.transport is not None
 
     @property
     def gone(self) -> bool:
@@ -96,16 +101,19 @@ def _subclass(protocol: Any, hosted: Hosted) -> None:
     if cls not in _subclasses:
 
         def connection_made(self: Any, transport: asyncio.BaseTransport) -> None:
-            _slotted[id(self)].made(transport)
+            hosted = _slotted[id(self)]
+            hosted.transport = transport
             cls.connection_made(self, transport)
+            if hosted.server.attentive:
+                hosted.server.hosted_connected(hosted)
 
         def connection_lost(self: Any, exc: BaseException | None) -> None:
-            owner = _slotted.pop(id(self))
+            hosted = _slotted.pop(id(self))
             try:
                 cls.connection_lost(self, exc)
             finally:
                 self.__class__ = cls
-                owner.lost(exc)
+                hosted.server.hosted_lost(hosted)
 
         _subclasses[cls] = type(
             cls.__name__,

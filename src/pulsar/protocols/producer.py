@@ -43,10 +43,19 @@ class Producer(EventHandler):
     )
 
     # Counted, or looked at, for each request: a slot is found faster than a dict's key.
-    __slots__ = ("__dict__", "__weakref__", "forwards", "max_requests", "requests_processed")
+    __slots__ = (
+        "__dict__",
+        "__weakref__",
+        "attentive",
+        "forwards",
+        "max_requests",
+        "requests_processed",
+    )
 
     # True once somebody has asked for an event of this producer's consumers.
     forwards: bool
+    # True when protocol_connected shall be called.
+    attentive: bool
 
     # True: its connections answer requests; False: they make them.
     server_side: ClassVar[bool] = False
@@ -64,6 +73,7 @@ class Producer(EventHandler):
     ) -> None:
         super().__init__()
         self.forwards = False
+        self.attentive = False
         self._loop = loop
         if protocol_factory is not None:
             self.protocol_factory = protocol_factory
@@ -89,6 +99,8 @@ class Producer(EventHandler):
         """See ``EventHandler.event``."""
         if name in _CONSUMER_EVENTS:
             self.forwards = True
+        elif name == "connection_made":
+            self.attentive = True
         return super().event(name)
 
     def build_consumer(self, consumer_factory: Callable[[], ProtocolConsumer]) -> ProtocolConsumer:
@@ -101,7 +113,7 @@ class Producer(EventHandler):
         return consumer
 
     def protocol_connected(self, protocol: PulsarProtocol) -> None:
-        """Called by a protocol of this producer when its connection is made."""
+        """Called by a protocol when its connection is made, if the producer is attentive."""
         if self._events is not None and "connection_made" in self._events:
             self.fire_event("connection_made", protocol)
 

@@ -93,8 +93,9 @@ class PulsarProtocol(EventHandler):
                 pass  # a test may call this without a loop
         if self._events is not None and "connection_made" in self._events:
             self.fire_event("connection_made")
-        if self.producer is not None:
-            self.producer.protocol_connected(self)
+        producer = self.producer
+        if producer is not None and producer.attentive:
+            producer.protocol_connected(self)
 
     def connection_lost(self, exc: BaseException | None = None) -> None:
         """Called by the loop: fire ``connection_lost`` with the reason, if there is one."""
@@ -159,6 +160,11 @@ class Protocol(Watched, PulsarProtocol, asyncio.Protocol):
     def __init__(self, timeout: float | None = None, **kw: Any) -> None:
         super().__init__(**kw)
         self.timeout = timeout
+
+    @property
+    def made(self) -> bool:
+        """True once the connection was made: a TLS handshake comes before that."""
+        return self._transport is not None
 
     def close(self) -> OneTime:
         """See ``PulsarProtocol.close``."""

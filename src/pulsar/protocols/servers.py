@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import socket
 import ssl
 from collections.abc import Callable, Sequence
@@ -29,6 +30,7 @@ from .timeout import Sweep
 __all__ = ["DatagramServer", "Server", "TcpServer"]
 
 Address = str | tuple[str, int] | Bind
+Member = Protocol | Hosted
 
 # Seconds between looks at the descriptors while accepting is paused for want of them.
 _DESCRIPTOR_CHECK = 0.1
@@ -39,6 +41,11 @@ _DESCRIPTOR_SAMPLE = 8
 
 # Seconds between looks at the connections that a drain waits for.
 _DRAIN_CHECK = 0.05
+
+# A connection without a handshake that was accepted and not made yet, at the first
+# look and at the second.
+_ACCEPTED = 0.0
+_OVERDUE = -1.0
 
 # Seconds past its deadline after which a handshake that nobody has told us of is over.
 _HANDSHAKE_SLACK = 1.0
@@ -188,13 +195,15 @@ class TcpServer(Server):
         self.max_connections = max_connections or None
         self.stall_timeout = stall_timeout
         self._acceptor: Acceptor | None = None
-        # Accepted, not yet made; the loop's time at which each is given up. A TLS
-        # handshake that fails calls nobody.
-        self._pending: dict[Protocol | Hosted, float] = {}
-        self._open_connections: set[Protocol | Hosted] = set()
+        # Every connection, from the accept on. A TLS handshake that fails calls nobody:
+        # the value is the loop's time at which a connection that was not made is
+        # given up, or one of the marks below.
+        self._members: dict[Member, float] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._empty = asyncio.Event()
+        # Set when a connection is lost while draining.
+        self._changed = asyncio.Event()
         self._sweep: Sweep | None = None
+        self._tls = False
         self._handshake_deadline = _HANDSHAKE_SLACK
         self._descriptor_ceiling = descriptor_ceiling()
         self._descriptor_timer: asyncio.TimerHandle | None = None
@@ -209,7 +218,7 @@ class TcpServer(Server):
     @property
     def connections(self) -> int:
         """How many connections there are, handshakes in progress included."""
-        return len(self._open_connections) + len(self._pending)
+        return len(self._members)
 
     @property
     def accepting(self) -> bool:
@@ -239,6 +248,7 @@ class TcpServer(Server):
             close_sockets(self._sockets)
             raise ImproperlyConfigured(f"{self.name} serves streams, not datagrams")
         if sslcontext is not None:
+            self._tls = True
             self._handshake_deadline += handshake_timeout
         self._sweep = Sweep(self._loop, self._check_deadlines, self.keep_alive, self.stall_timeout)
         self._acceptor = Acceptor(
@@ -294,8 +304,9 @@ class TcpServer(Server):
 
     def abort(self) -> None:
         """Close every connection at once; what was not sent is dropped."""
-        for connection in list(self._open_connections):
-            connection.abort()
+        for member in list(self._members):
+            if member.made:
+                member.abort()
         for task in self._tasks:
             task.cancel()
 
@@ -321,7 +332,7 @@ class TcpServer(Server):
         assert maker is not None
         session = self.sessions + 1
         self.sessions = session
-        member: Protocol | Hosted
+        member: Member
         protocol: Any
         try:
             if self.kind is Kind.CONSUMER:
@@ -337,7 +348,7 @@ class TcpServer(Server):
                 )
             elif self.kind is Kind.STREAM:
                 protocol = stream_protocol(maker, loop, self._tasks, self.logger)  # type: ignore[arg-type]
-                member = Hosted(protocol, self._made, self._lost, self.keep_alive)
+                member = Hosted(protocol, self, self.keep_alive)
             else:
                 protocol = maker(
                     session=session, producer=self, loop=loop, timeout=self.keep_alive, **kw
@@ -345,16 +356,17 @@ class TcpServer(Server):
                 if isinstance(protocol, Protocol):
                     member = protocol
                 else:
-                    member = Hosted(protocol, self._made, self._lost, self.keep_alive)
+                    member = Hosted(protocol, self, self.keep_alive)
         except Exception:
             # A loop may close its server for an exception here.
             self.logger.exception("%s: a connection cannot be served", self.name)
             return Protocol(producer=_Refusal(), session=session)
-        pending = self._pending
-        pending[member] = loop.time() + self._handshake_deadline
-        if self.max_connections is not None and (
-            len(pending) + len(self._open_connections) >= self.max_connections
-        ):
+        members = self._members
+        members[member] = loop.time() + self._handshake_deadline if self._tls else _ACCEPTED
+        sweep = self._sweep
+        if sweep is not None and sweep.idle:
+            sweep.arm()
+        if self.max_connections is not None and len(members) >= self.max_connections:
             self._at_the_limit()
         elif session % _DESCRIPTOR_SAMPLE == 0 and self._short_of_descriptors():
             self._pause("descriptors", "few descriptors are left (RLIMIT_NOFILE)")
@@ -362,30 +374,36 @@ class TcpServer(Server):
         return protocol  # type: ignore[no-any-return]
 
     def protocol_connected(self, protocol: PulsarProtocol) -> None:
-        """Called by a connection of this server when it is made."""
-        self._made(protocol)  # type: ignore[arg-type]
+        """See ``Producer.protocol_connected``."""
         super().protocol_connected(protocol)
+        self._made_late(protocol)  # type: ignore[arg-type]
 
     def protocol_lost(self, protocol: PulsarProtocol, exc: BaseException | None) -> None:
         """Called by a connection of this server when it is lost."""
-        super().protocol_lost(protocol, exc)
-        self._lost(protocol, exc)  # type: ignore[arg-type]
+        if self._events is not None:
+            super().protocol_lost(protocol, exc)
+        self._lost(protocol)  # type: ignore[arg-type]
 
-    def _made(self, member: Protocol | Hosted) -> None:
-        self._pending.pop(member, None)
-        self._open_connections.add(member)
-        sweep = self._sweep
-        if sweep is not None and sweep.idle:
-            sweep.arm()
+    def hosted_connected(self, hosted: Hosted) -> None:
+        """See ``Host``."""
+        self._made_late(hosted)
 
-    def _lost(self, member: Protocol | Hosted, exc: BaseException | None) -> None:
-        self._open_connections.discard(member)
+    def hosted_lost(self, hosted: Hosted) -> None:
+        """See ``Host``."""
+        self._lost(hosted)
+
+    def _made_late(self, member: Member) -> None:
+        if self._ending and member not in self._members:
+            member.abort()  # its handshake has outlasted the drain
+
+    def _lost(self, member: Member) -> None:
+        self._members.pop(member, None)
         if self.max_requests is not None and not isinstance(member, Connection):
             # Its requests cannot be seen: the connection counts as one.
             self.requests_processed += 1
             self.count_request()
         if self._ending:
-            self._empty.set()
+            self._changed.set()
         elif self._acceptor is not None and self._acceptor.paused:
             self._resume_if_there_is_room()
 
@@ -414,15 +432,21 @@ class TcpServer(Server):
             self.logger.warning("%s: accepting is paused: %s", self.name, why)
         self._acceptor.pause(reason)
 
-    def _forget_the_gone(self) -> None:
+    def _forget_the_gone(self, *, sweeping: bool = False) -> None:
         """Drop handshakes that have failed, and connections lost behind our back."""
         assert self._loop is not None
         now = self._loop.time()
-        for member in [member for member, until in self._pending.items() if until < now]:
-            del self._pending[member]
-        for connection in list(self._open_connections):
-            if isinstance(connection, Hosted) and connection.gone:
-                self._lost(connection, None)
+        members = self._members
+        for member, until in list(members.items()):
+            if member.made:
+                if isinstance(member, Hosted) and member.gone:
+                    self._lost(member)
+            elif until == _ACCEPTED:
+                # Its connection_made is a turn of the loop away, or will never come.
+                if sweeping:
+                    members[member] = _OVERDUE
+            elif until < now:
+                del members[member]
 
     def _short_of_descriptors(self) -> bool:
         assert self._acceptor is not None
@@ -444,48 +468,61 @@ class TcpServer(Server):
 
     def _check_deadlines(self, now: float) -> bool:
         """The sweep. False when there is nothing left to look at."""
-        if self._pending:
-            self._forget_the_gone()
-            self._resume_if_there_is_room()
         stall_timeout = self.stall_timeout
-        for connection in list(self._open_connections):
-            connection.check_deadlines(now, stall_timeout)
-        return bool(self._open_connections or self._pending)
+        pending = False
+        for member in list(self._members):
+            if member.made:
+                member.check_deadlines(now, stall_timeout)
+            else:
+                pending = True
+        if pending:
+            self._forget_the_gone(sweeping=True)
+            self._resume_if_there_is_room()
+        return bool(self._members)
 
     # The end
 
     async def _drain(
         self, loop: asyncio.AbstractEventLoop, timeout: float | None, linger: float
     ) -> None:
+        self.attentive = True
         start = loop.time()
-        deadline = None if timeout is None else start + timeout
-        lingering = start + linger if deadline is None else min(start + linger, deadline)
-        for connection in list(self._open_connections):
-            if isinstance(connection, Connection):
-                connection.last_request()
-        while self._open_connections:
-            now = loop.time()
-            if deadline is not None and now >= deadline:
-                break
-            if now >= lingering:
-                for connection in list(self._open_connections):
-                    connection.finish()
-            self._empty.clear()
-            if self._open_connections:
-                await _wait(self._empty, _DRAIN_CHECK)
-        if self._open_connections:
+        deadline = math.inf if timeout is None else start + timeout
+        lingering = min(start + linger, deadline)
+        while self._members and loop.time() < deadline:
+            if loop.time() < lingering:
+                self._ask_to_finish()
+            else:
+                self._finish_the_idle()
+            self._changed.clear()
+            if self._members:
+                await _wait(self._changed, _DRAIN_CHECK)
+        if self._members:
             self.logger.warning(
                 "%s: %d connections aborted after %.1f s",
                 self.name,
-                len(self._open_connections),
+                len(self._members),
                 loop.time() - start,
             )
         self.abort()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        self._empty.clear()
-        if self._open_connections:
-            await _wait(self._empty, 1.0)  # connection_lost is a callback away
+        while any(member.made for member in self._members):
+            self._changed.clear()
+            await self._changed.wait()  # connection_lost is a callback away
+        self._members.clear()
+
+    def _ask_to_finish(self) -> None:
+        for member in self._members:
+            if isinstance(member, Connection):
+                member.last_request()
+
+    def _finish_the_idle(self) -> None:
+        for member in list(self._members):
+            if member.made:
+                member.finish()
+            else:
+                del self._members[member]
 
 
 class DatagramServer(Server):
@@ -584,6 +621,10 @@ class DatagramServer(Server):
 
 class _Refusal(Producer):
     """The producer of a connection that nobody can serve: it is closed at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attentive = True
 
     def protocol_connected(self, protocol: PulsarProtocol) -> None:
         protocol.abort()
