@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import weakref
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from ..system import new_event_loop
@@ -34,15 +34,17 @@ class PrivateLoop:
     It is closed with ``close``, when the client is collected, or when the process
     ends. The transports that ``track`` was told of are closed first: uvloop waits
     for theirs, for as long as the peer likes.
+
+    The owner is only collected when no transport leads to it: a loop keeps those
+    that are open.
     """
 
-    __slots__ = ("__weakref__", "_finalizer", "_transports", "loop")
+    __slots__ = ("_finalizer", "_transports", "loop")
 
     def __init__(self, owner: object) -> None:
         self.loop = new_event_loop()
         self._transports: set[asyncio.BaseTransport] = set()
-        # Not the transports themselves, which lead to the owner: it would live for ever.
-        self._finalizer = weakref.finalize(owner, _close_loop, self.loop, weakref.ref(self))
+        self._finalizer = weakref.finalize(owner, _abandon, self.loop, self._transports)
 
     def track(self, transport: asyncio.BaseTransport) -> None:
         """Close ``transport`` together with the loop."""
@@ -52,15 +54,21 @@ class PrivateLoop:
 
     def close(self) -> None:
         """Close the loop and whatever is still open in it."""
-        self._finalizer()
+        if self._finalizer.detach() is not None:
+            _close_loop(self.loop, self._transports)
 
 
-def _close_loop(loop: asyncio.AbstractEventLoop, private: weakref.ref[PrivateLoop]) -> None:
+def _abandon(loop: asyncio.AbstractEventLoop, transports: set[asyncio.BaseTransport]) -> None:
+    """Close the loop of a client that is no more."""
+    for transport in transports:
+        # Its own protocol would report to the client.
+        transport.set_protocol(asyncio.Protocol())
+    _close_loop(loop, transports)
+
+
+def _close_loop(loop: asyncio.AbstractEventLoop, transports: set[asyncio.BaseTransport]) -> None:
     if loop.is_closed() or loop.is_running():
         return
-    # Of one that was collected with its owner, the transports are too.
-    alive = private()
-    transports = () if alive is None else tuple(alive._transports)  # noqa: SLF001 - its finalizer
     if running_loop() is None:
         _run_down(loop, transports)
     else:
@@ -71,18 +79,18 @@ def _close_loop(loop: asyncio.AbstractEventLoop, private: weakref.ref[PrivateLoo
         thread.join()
 
 
-def _run_down(loop: asyncio.AbstractEventLoop, transports: Iterable[asyncio.BaseTransport]) -> None:
+def _run_down(loop: asyncio.AbstractEventLoop, transports: set[asyncio.BaseTransport]) -> None:
     loop.run_until_complete(_close_all(loop, transports))
     loop.close()
 
 
-async def _close_all(loop: asyncio.AbstractEventLoop, transports: Iterable[Any]) -> None:
+async def _close_all(loop: asyncio.AbstractEventLoop, transports: set[Any]) -> None:
     rest = asyncio.all_tasks(loop) - {asyncio.current_task(loop)}
     for task in rest:
         task.cancel()
     if rest:
         await asyncio.wait(rest)
-    for transport in list(transports):
+    for transport in transports:
         transport.abort()
     await loop.shutdown_asyncgens()
     await loop.shutdown_default_executor()

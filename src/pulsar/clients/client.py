@@ -15,13 +15,14 @@ import os
 import re
 import socket
 import ssl
+import weakref
 from collections.abc import Callable, Coroutine
 from ssl import SSLError
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from ..errors import ConnectTimeout
 from ..net import connect_address, format_address
-from ..protocols import Producer
+from ..protocols import Producer, PulsarProtocol
 from ..tls import client_context
 from .blocking import PrivateLoop, run_blocking, running_loop
 from .pool import Pool
@@ -90,6 +91,17 @@ class _Client(Producer):
     @_loop.setter
     def _loop(self, loop: asyncio.AbstractEventLoop | None) -> None:
         self._bound = loop
+
+    def create_protocol(self, **kw: Any) -> asyncio.BaseProtocol:
+        """See ``Producer.create_protocol``.
+
+        Where calls block, the ``producer`` of the protocol is a weak proxy: the loop
+        keeps its connections, and they would keep a client that nobody uses any more.
+        """
+        protocol = super().create_protocol(**kw)
+        if self._private is not None and isinstance(protocol, PulsarProtocol):
+            protocol.producer = weakref.proxy(self)
+        return protocol
 
     def run(self, coro: Coroutine[Any, Any, T]) -> asyncio.Task[T] | T:
         """Run ``coro``: a Task inside a running loop, else block and return its value.

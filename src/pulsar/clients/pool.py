@@ -191,8 +191,6 @@ class Pool(Generic[C]):
 
         Also returns the connections to close.
         """
-        if self._closed:
-            raise self._refusal()
         expired = self._expired(loop.time())
         if self._in_use < self._pool_size:
             self._in_use += 1
@@ -306,6 +304,9 @@ class Pool(Generic[C]):
             self._closing.append(connection.close())
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
+        """The loop, if this pool may be used in it."""
+        if self._closed:
+            raise self._refusal()
         loop = asyncio.get_running_loop()
         if not self._used and (self._loop is None or self._loop.is_closed()):
             # Closed: a client that was made outside a loop gives up its own inside one.

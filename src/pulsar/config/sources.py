@@ -7,7 +7,6 @@ Leaves: what a value may be to each ``Setting``, which value is in force to
 """
 
 import argparse
-import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import IntEnum
 from pathlib import Path
@@ -86,6 +85,8 @@ def from_file(path: str, settings: Settings) -> Iterator[Given]:
     Raises ``ImproperlyConfigured`` when the file cannot be read or parsed, gives
     a key twice, or gives one that does not belong in a file.
     """
+    import tomllib  # only here: most processes read no file
+
     shown = _shorten(path)
     try:
         with Path(path).open("rb") as file:

@@ -20,7 +20,12 @@ import socket
 import ssl
 from collections.abc import Callable, Sequence
 
+from .backlog import has_queued, refuse_new
+
 __all__ = ["Acceptor", "lowest_free_descriptor"]
+
+# Seconds between looks at the queue of a server that stops.
+_QUEUE_CHECK = 0.02
 
 # Seconds before a failed attempt to resume is repeated.
 _RETRY = 1.0
@@ -116,6 +121,22 @@ class Acceptor:
         self._settle()
         if self._settling is not None:
             await self._settling
+
+    async def finish(self, shared: Sequence[socket.socket] = ()) -> None:
+        """Let no new connection in, accept those that are queued, then stop.
+
+        :param shared: sockets that others listen on, too: what is queued there, and
+            what comes, is for them
+        """
+        own = [sock for sock in self.sockets if sock not in shared]
+        for sock in own:
+            refuse_new(sock)
+        # A handshake that was under way may still complete.
+        quiet = 0
+        while own and quiet < 2 and not self._closed:
+            await asyncio.sleep(_QUEUE_CHECK)
+            quiet = 0 if any(map(has_queued, own)) else quiet + 1
+        self.stop()
 
     def stop(self) -> None:
         """Stop accepting, for good. The sockets stay open, and their owner's."""

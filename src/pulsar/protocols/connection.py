@@ -272,11 +272,14 @@ class Connection(FlowControl, Protocol):
                 task.cancel()
         consumer = self._consumer
         if consumer is not None:
-            if self._client and exc is None and consumer._state == STARTED:
+            closed = exc is None or isinstance(exc, ConnectionError)
+            if self._client and closed and consumer._state == STARTED:
+                cause = exc
                 exc = ConnectionClosed(
                     f"the server {format_address(self.address)} closed the connection "
                     "before the response was complete"
                 )
+                exc.__cause__ = cause
             try:
                 consumer.connection_lost(exc)
             except Exception:

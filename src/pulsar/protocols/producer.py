@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 from ..events import Event, EventHandler
@@ -82,6 +83,13 @@ class Producer(EventHandler):
         self.logger = logger or default_logger
         self.sessions = 0
         self.requests_processed = 0
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        factory = cls.__dict__.get("protocol_factory")
+        if isinstance(factory, partial):
+            # From Python 3.14 on, a partial in the body of a class is a method.
+            cls.protocol_factory = staticmethod(factory)
 
     def create_protocol(self, **kw: Any) -> asyncio.BaseProtocol:
         """A new protocol from ``protocol_factory``; one session more.

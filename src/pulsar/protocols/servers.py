@@ -203,6 +203,7 @@ class TcpServer(Server):
         # Set when a connection is lost while draining.
         self._changed = asyncio.Event()
         self._sweep: Sweep | None = None
+        self._shared: Sequence[socket.socket] = ()
         self._tls = False
         self._handshake_deadline = _HANDSHAKE_SLACK
         self._descriptor_ceiling = descriptor_ceiling()
@@ -232,6 +233,7 @@ class TcpServer(Server):
         *,
         handshake_timeout: float = 10.0,
         plain_sockets: Sequence[socket.socket] = (),
+        shared_sockets: Sequence[socket.socket] = (),
     ) -> None:
         """Listen and accept connections.
 
@@ -239,6 +241,8 @@ class TcpServer(Server):
         :param sslcontext: speak TLS
         :param handshake_timeout: seconds that a TLS handshake may take
         :param plain_sockets: those of ``sockets`` that do not speak TLS
+        :param shared_sockets: those of ``sockets`` on which others listen, too: at
+            ``close`` their queued connections are left to them
 
         Raises ``ImproperlyConfigured`` for what cannot be served or bound.
         """
@@ -251,6 +255,7 @@ class TcpServer(Server):
             self._tls = True
             self._handshake_deadline += handshake_timeout
         self._sweep = Sweep(self._loop, self._check_deadlines, self.keep_alive, self.stall_timeout)
+        self._shared = shared_sockets
         self._acceptor = Acceptor(
             self._loop,
             sockets,
@@ -282,6 +287,9 @@ class TcpServer(Server):
     async def close(self, timeout: float | None = 30.0, *, linger: float = 1.0) -> None:
         """Stop accepting, let requests in progress finish, close every connection.
 
+        Connections that the kernel has queued are accepted and served; new ones
+        are kept out meanwhile.
+
         :param timeout: seconds until the connections that are left are aborted;
             0: at once; None: wait for ever
         :param linger: seconds for which an idle connection may still bring a request,
@@ -293,11 +301,14 @@ class TcpServer(Server):
         self._ending = True
         if self._descriptor_timer is not None:
             self._descriptor_timer.cancel()
-        if self._acceptor is not None:
+        if self._acceptor is not None and self._loop is not None:
+            deadline = math.inf if timeout is None else self._loop.time() + timeout
+            if timeout is None or timeout > 0:
+                await self._empty_the_queue(self._acceptor, timeout)
             self._acceptor.stop()
+            close_sockets(self._sockets)
+            await self._drain(self._loop, deadline, linger)
         close_sockets(self._sockets)
-        if self._loop is not None:
-            await self._drain(self._loop, timeout, linger)
         if self._sweep is not None:
             self._sweep.cancel()
         self.fire_event("finish")
@@ -404,7 +415,7 @@ class TcpServer(Server):
             self.count_request()
         if self._ending:
             self._changed.set()
-        elif self._acceptor is not None and self._acceptor.paused:
+        if self._acceptor is not None and self._acceptor.paused:
             self._resume_if_there_is_room()
 
     # Limits
@@ -482,12 +493,17 @@ class TcpServer(Server):
 
     # The end
 
-    async def _drain(
-        self, loop: asyncio.AbstractEventLoop, timeout: float | None, linger: float
-    ) -> None:
+    async def _empty_the_queue(self, acceptor: Acceptor, timeout: float | None) -> None:
+        self._ask_to_finish()
+        try:
+            async with asyncio.timeout(timeout):
+                await acceptor.finish(self._shared)
+        except TimeoutError:
+            pass
+
+    async def _drain(self, loop: asyncio.AbstractEventLoop, deadline: float, linger: float) -> None:
         self.attentive = True
         start = loop.time()
-        deadline = math.inf if timeout is None else start + timeout
         lingering = min(start + linger, deadline)
         while self._members and loop.time() < deadline:
             if loop.time() < lingering:

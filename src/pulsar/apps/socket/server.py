@@ -52,6 +52,8 @@ class SocketServer(Application):
         # Bound sockets, and those among them that never speak TLS.
         self._sockets: list[socket.socket] = []
         self._plain: list[socket.socket] = []
+        # ... and those that somebody else may go on listening on.
+        self._shared: list[socket.socket] = []
         self._addresses: list[Any] = []
         self.servers: list[Any] = []
 
@@ -93,17 +95,21 @@ class SocketServer(Application):
         """
         opened: list[socket.socket] = []
         plain: list[socket.socket] = []
+        shared: list[socket.socket] = []
         try:
             for bind in self._binds():
                 sockets = open_sockets(bind, type=self.socket_type, backlog=self.cfg.backlog)
                 opened += sockets
                 if bind.tls is False:
                     plain += sockets
+                if bind.scheme in ("fd", "systemd"):
+                    shared += sockets
         except BaseException:
             close_sockets(opened)
             raise
         self._sockets = opened
         self._plain = plain
+        self._shared = shared
         self._addresses = [sock.getsockname() for sock in opened]
 
     async def monitor_stop(self, monitor: Any = None) -> None:
@@ -196,6 +202,7 @@ class SocketServer(Application):
             context,
             handshake_timeout=self.cfg.handshake_timeout,
             plain_sockets=self._plain,
+            shared_sockets=self._shared,
         )
 
     def _binds(self) -> list[Bind]:
