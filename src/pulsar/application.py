@@ -114,9 +114,11 @@ class Application(EventHandler):
 
         Ends the process, with a sentence on standard error, when it cannot: code 2
         for bad settings, 3 when serving cannot start. Raises ``RuntimeError``
-        inside a running loop, which it would block.
+        inside a running loop, which it would block, and the second time.
         """
         _refuse_running_loop(type(self).__name__)
+        if self.fired_event("start"):
+            raise RuntimeError(f"{self.name} has been started before: make another application")
         try:
             if self._load_config:
                 self.load_config()
@@ -219,6 +221,7 @@ class Application(EventHandler):
         live = [name for name in changed if fresh.settings[name].change == "live"]
         await self.apply_settings(fresh, live)
         self.cfg.take(fresh, live)
+        logger.info("reloaded; settings that have changed: %s", ", ".join(live) or "none")
         restart = sorted(set(changed) - set(live))
         if restart:
             logger.warning("these settings have changed and need a restart: %s", ", ".join(restart))

@@ -109,7 +109,44 @@ def descriptor_ceiling() -> int:
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit == resource.RLIM_INFINITY:
         return sys.maxsize
-    return max(0, limit - max(8, min(64, limit // 16)))
+    return max(0, limit - _descriptor_reserve(limit))
+
+
+def _descriptor_reserve(limit: int) -> int:
+    return max(8, min(64, limit // 16))
+
+
+def lowest_free_descriptor(sock: socket.socket) -> int:
+    """The number that the next descriptor will have: at least that many are open.
+
+    :param sock: any open socket, to make a duplicate of
+
+    Raises ``OSError`` when there is none left.
+    """
+    duplicate = os.dup(sock.fileno())
+    os.close(duplicate)
+    return duplicate
+
+
+def has_spare_descriptors(sock: socket.socket, more: int = 0) -> bool:
+    """True when the reserve of ``descriptor_ceiling`` and ``more`` descriptors are free.
+
+    Numbers do not tell: those that were closed leave holes. So they are opened, as
+    duplicates of ``sock``, and closed again.
+    """
+    if sys.platform == "win32":
+        return True
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    duplicates: list[int] = []
+    try:
+        for _ in range(_descriptor_reserve(limit) + more):
+            duplicates.append(os.dup(sock.fileno()))  # noqa: PERF401 - what was opened is closed
+    except OSError:
+        return False
+    finally:
+        for duplicate in duplicates:
+            os.close(duplicate)
+    return True
 
 
 class UnixListener(socket.socket):

@@ -15,14 +15,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import socket
 import ssl
 from collections.abc import Callable, Sequence
 
 from .backlog import has_queued, refuse_new
 
-__all__ = ["Acceptor", "lowest_free_descriptor"]
+__all__ = ["Acceptor"]
 
 # Seconds between looks at the queue of a server that stops.
 _QUEUE_CHECK = 0.02
@@ -206,15 +205,3 @@ class Acceptor:
         self._duplicates.clear()
         for server in servers:
             server.close()
-
-
-def lowest_free_descriptor(sock: socket.socket) -> int:
-    """The number that the next descriptor will have: at least that many are open.
-
-    :param sock: any open socket, to make a duplicate of
-
-    Raises ``OSError`` when there is none left.
-    """
-    duplicate = os.dup(sock.fileno())
-    os.close(duplicate)
-    return duplicate

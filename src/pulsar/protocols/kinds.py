@@ -94,7 +94,12 @@ def protocol_maker(thing: Any, kind: str | Kind = "auto") -> tuple[Kind, Maker]:
     protocols: for them it is ``thing`` itself.
     """
     found = classify(thing, kind)
-    if found in (Kind.CONSUMER, Kind.STREAM) or _takes_keywords(thing):
+    if found in (Kind.CONSUMER, Kind.STREAM):
+        return found, thing
+    if _takes_keywords(thing):
+        if "timeout" in getattr(thing, "keywords", ()):
+            # A partial: what the user has bound, he means.
+            return found, lambda timeout=None, **kw: thing(**kw)
         return found, thing
 
     def make(**kw: Any) -> asyncio.BaseProtocol:

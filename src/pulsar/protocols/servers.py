@@ -18,8 +18,14 @@ from typing import Any, ClassVar
 
 from ..errors import ImproperlyConfigured
 from ..net import Bind, format_address, parse_bind
-from ..sockets import close_sockets, descriptor_ceiling, open_sockets
-from .accept import Acceptor, lowest_free_descriptor
+from ..sockets import (
+    close_sockets,
+    descriptor_ceiling,
+    has_spare_descriptors,
+    lowest_free_descriptor,
+    open_sockets,
+)
+from .accept import Acceptor
 from .connection import Connection
 from .hosted import Hosted, stream_protocol
 from .kinds import Kind, Maker, protocol_maker
@@ -35,9 +41,10 @@ Member = Protocol | Hosted
 # Seconds between looks at the descriptors while accepting is paused for want of them.
 _DESCRIPTOR_CHECK = 0.1
 
-# A look at the descriptors costs two system calls: every so many connections. Less
-# than the smallest reserve that descriptor_ceiling keeps.
+# A look at the descriptors costs two system calls: one for so many connections, which
+# is far less than the reserve of descriptor_ceiling, unless there are few to begin with.
 _DESCRIPTOR_SAMPLE = 8
+_FEW_DESCRIPTORS = 480
 
 # Seconds between looks at the connections that a drain waits for.
 _DRAIN_CHECK = 0.05
@@ -207,6 +214,8 @@ class TcpServer(Server):
         self._tls = False
         self._handshake_deadline = _HANDSHAKE_SLACK
         self._descriptor_ceiling = descriptor_ceiling()
+        few = self._descriptor_ceiling < _FEW_DESCRIPTORS
+        self._descriptor_sample = 1 if few else _DESCRIPTOR_SAMPLE
         self._descriptor_timer: asyncio.TimerHandle | None = None
         self._warned_at: dict[str, float] = {}
 
@@ -379,7 +388,7 @@ class TcpServer(Server):
             sweep.arm()
         if self.max_connections is not None and len(members) >= self.max_connections:
             self._at_the_limit()
-        elif session % _DESCRIPTOR_SAMPLE == 0 and self._short_of_descriptors():
+        elif session % self._descriptor_sample == 0 and self._short_of_descriptors():
             self._pause("descriptors", "few descriptors are left (RLIMIT_NOFILE)")
             self._watch_descriptors()
         return protocol  # type: ignore[no-any-return]
@@ -467,15 +476,18 @@ class TcpServer(Server):
             return True
 
     def _watch_descriptors(self) -> None:
-        assert self._loop is not None
+        if self._descriptor_timer is None and self._loop is not None:
+            self._descriptor_timer = self._loop.call_later(_DESCRIPTOR_CHECK, self._look_for_more)
+
+    def _look_for_more(self) -> None:
         assert self._acceptor is not None
         self._descriptor_timer = None
-        if self._short_of_descriptors():
-            self._descriptor_timer = self._loop.call_later(
-                _DESCRIPTOR_CHECK, self._watch_descriptors
-            )
-        else:
+        sockets = self._acceptor.sockets
+        # Resuming takes one for each socket, and then the next connection one.
+        if has_spare_descriptors(sockets[0], len(sockets) + 1):
             self._acceptor.resume("descriptors")
+        else:
+            self._watch_descriptors()
 
     def _check_deadlines(self, now: float) -> bool:
         """The sweep. False when there is nothing left to look at."""
