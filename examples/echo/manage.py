@@ -27,6 +27,10 @@ class EchoProtocol(ProtocolConsumer):
             self.finished(self.response(message))
         return rest
 
+    def eof_received(self):
+        """The peer ends in the middle of a message: its rest will never come."""
+        self.connection.close()
+
     def start_request(self):
         """Clients: send the message."""
         self.write(self.buffer.encode(self.request))

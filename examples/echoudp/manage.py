@@ -38,11 +38,12 @@ class EchoUdpProtocol(DatagramProtocol):
 
 
 class EchoUdp(AbstractUdpClient):
-    """A client for the echo server: ``EchoUdp(('localhost', 8060))(b'Hello!')``.
+    """A client for the echo server: ``EchoUdp(('127.0.0.1', 8060))(b'Hello!')``.
 
     Each call has a socket of its own, so that no answer is taken for another's.
 
-    :param address: the server's address
+    :param address: the server's address; of a name with several, IPv6 and IPv4,
+        only the first is asked, for datagrams make no connection that could fail
     :param timeout: seconds to wait for an answer; datagrams may be lost
     """
 

@@ -94,16 +94,14 @@ class Application(EventHandler):
 
         Raises ``ImproperlyConfigured``; a bad flag ends the process with code 2.
         """
-
-        here = Path.cwd()
+        if namespace is None:
+            namespace = self.cfg.parser().parse_args(argv)
+        flags, here = namespace, Path.cwd()
 
         def read(cfg: Config) -> None:
             # Relative paths are taken from here, at a reload too, when chdir has happened.
             with contextlib.chdir(here):
-                if namespace is None:
-                    cfg.load(argv, environ)
-                else:
-                    cfg.load_namespace(namespace, environ)
+                cfg.load_namespace(flags, environ)
 
         read(self.cfg)
         self._read = read
@@ -213,10 +211,7 @@ class Application(EventHandler):
         Raises ``ImproperlyConfigured`` when they cannot be used; then nothing changes.
         """
         fresh = self.cfg.fresh()
-        try:
-            self._read(fresh)
-        except SystemExit as exc:  # the parser has said why
-            raise ImproperlyConfigured("the command line is no longer accepted") from exc
+        self._read(fresh)
         changed = [name for name in fresh if fresh.get(name) != self.cfg.get(name)]
         live = [name for name in changed if fresh.settings[name].change == "live"]
         await self.apply_settings(fresh, live)

@@ -123,14 +123,15 @@ def _application(thing: Any, arguments: list[str]) -> Application:
         return thing
     if isinstance(thing, type) and issubclass(thing, Application):
         return thing()
-    if is_datagram_class(thing) or _wants_datagrams(_first_look(arguments, "bind", "kind")):
+    if _is_for_datagrams(thing, _first_look(arguments, "bind", "kind")):
         return UdpSocketServer(thing)
     return SocketServer(thing)
 
 
-def _wants_datagrams(cfg: Config) -> bool:
-    """True when the settings say ``udp://``, or that a datagram protocol is served."""
-    return cfg.kind == "datagram" or any(parse_bind(bind).scheme == "udp" for bind in cfg.bind)
+def _is_for_datagrams(thing: Any, cfg: Config) -> bool:
+    if cfg.kind != "auto":
+        return bool(cfg.kind == "datagram")
+    return is_datagram_class(thing) or any(parse_bind(bind).scheme == "udp" for bind in cfg.bind)
 
 
 def _load(target: str) -> Any:

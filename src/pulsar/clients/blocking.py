@@ -93,7 +93,12 @@ async def _close_all(loop: asyncio.AbstractEventLoop, transports: set[Any]) -> N
     for transport in transports:
         transport.abort()
     await loop.shutdown_asyncgens()
-    await loop.shutdown_default_executor()
+    try:
+        await loop.shutdown_default_executor()
+    except RuntimeError:
+        # The process is ending, and CPython 3.12 starts no thread any more to wait for
+        # the executor's. They have ended: threads are joined before finalizers run.
+        pass
     # Transports close their sockets in callbacks.
     await asyncio.sleep(0)
     await asyncio.sleep(0)

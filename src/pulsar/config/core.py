@@ -48,8 +48,9 @@ class Chdir(Setting):
     metavar = "DIRECTORY"
     validator = existing_directory
     desc = """
-        Change to this directory before the application is imported. Relative paths in other
-        settings are taken from where the command was started, not from here.
+        Change to this directory before the application is imported; in a script, when it is
+        started. Relative paths of files in other settings are taken from where the command was
+        started, and relative unix: paths in bind from here.
         """
 
 

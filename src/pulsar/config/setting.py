@@ -90,7 +90,8 @@ def positive_seconds(value: object) -> float:
 def existing_file(value: object) -> str:
     """The path of a readable file, made absolute, so that ``chdir`` cannot break it."""
     path = _path(value)
-    if path is None or not path.is_file() or not os.access(path, os.R_OK):
+    # A path's own is_file() raises where we may not look.
+    if path is None or not os.path.isfile(path) or not os.access(path, os.R_OK):  # noqa: PTH113
         raise ValueError("give the path of a file that exists and can be read")
     return str(path.absolute())
 
@@ -98,7 +99,7 @@ def existing_file(value: object) -> str:
 def existing_directory(value: object) -> str:
     """The path of a directory, made absolute."""
     path = _path(value)
-    if path is None or not path.is_dir():
+    if path is None or not os.path.isdir(path):  # noqa: PTH112
         raise ValueError("give the path of a directory that exists")
     return str(path.absolute())
 

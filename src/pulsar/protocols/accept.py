@@ -99,11 +99,7 @@ class Acceptor:
         if not first or self._closed:
             return
         self._stale = True
-        if isinstance(self._loop, asyncio.SelectorEventLoop):
-            # It may have noticed the next connection already: unregistering
-            # takes that back, which closing, a callback later, would not.
-            for descriptor in self._duplicates:
-                self._loop.remove_reader(descriptor)
+        self._unregister()
         # Not at once: a loop attaches the connection it is just making to its server.
         self._loop.call_soon(self._settle)
 
@@ -156,6 +152,10 @@ class Acceptor:
     async def _reopen(self) -> None:
         try:
             while not self.paused and (self._stale or not self.servers):
+                if self.servers:
+                    # What asyncio has accepted it makes a turn later, with its server.
+                    self._unregister()
+                    await asyncio.sleep(0)
                 self._close_servers()
                 self._stale = False
                 try:
@@ -199,6 +199,14 @@ class Acceptor:
         except BaseException:
             listener.close()
             raise
+
+    def _unregister(self) -> None:
+        """Accept nothing more, and that from now on."""
+        if isinstance(self._loop, asyncio.SelectorEventLoop):
+            # It may have noticed the next connection already: unregistering
+            # takes that back, which closing, a callback later, would not.
+            for descriptor in self._duplicates:
+                self._loop.remove_reader(descriptor)
 
     def _close_servers(self) -> None:
         servers, self.servers = self.servers, []

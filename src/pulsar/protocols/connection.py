@@ -24,7 +24,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..errors import ConnectionClosed, ProtocolError
 from ..events import AbortEvent
 from ..net import format_address
-from .consumer import DONE, FINISHING, MUTE, NEW, NOTHING, PLAIN, STARTED, ProtocolConsumer
+from .consumer import (
+    DONE,
+    FINISHING,
+    MUTE,
+    NEW,
+    NOTHING,
+    PLAIN,
+    STARTED,
+    ProtocolConsumer,
+    shape,
+)
 from .flow import LOST, WRITTEN, FlowControl, Written
 from .protocol import Protocol
 from .timeout import READ, SEEN, WROTE
@@ -77,6 +87,7 @@ class Connection(FlowControl, Protocol):
         "_closing",
         "_consumer",
         "_consumer_factory",
+        "_ended",
         "_high_limit",
         "_last_request",
         "_low_limit",
@@ -118,7 +129,7 @@ class Connection(FlowControl, Protocol):
         self._write_waiters = None
 
         self._consumer_factory = consumer_factory
-        self._shape = getattr(consumer_factory, "_shape", 0)
+        self._shape = shape(consumer_factory)
         self._processed = 0
         self._consumer: ProtocolConsumer | None = None
         self._client = producer is not None and not producer.server_side
@@ -133,6 +144,8 @@ class Connection(FlowControl, Protocol):
         self._closing = False
         # Close as soon as no request is in progress.
         self._last_request = False
+        # The peer has ended its side: there is nothing more to read.
+        self._ended = False
         # For the sweep: the last mark, when it was first seen, and the size of
         # the transport's buffer at that time.
         self._activity = READ
@@ -243,6 +256,7 @@ class Connection(FlowControl, Protocol):
 
         Returns True, which keeps our side open, while a request is in progress.
         """
+        self._ended = True
         consumer = self._consumer
         if consumer is not None and consumer._state == STARTED:
             try:
@@ -346,7 +360,7 @@ class Connection(FlowControl, Protocol):
         the bytes that follow.
         """
         self._consumer_factory = consumer_factory
-        self._shape = getattr(consumer_factory, "_shape", 0)
+        self._shape = shape(consumer_factory)
         consumer = self._consumer
         if consumer is None or consumer._state == NEW:
             self._consumer = None
@@ -455,8 +469,8 @@ class Connection(FlowControl, Protocol):
             return
         if self._last_request and not self.busy:
             self.close()
-        elif self._tail is None and not self._paused:
-            self._transport.resume_reading()
+        elif not self._ended and self._tail is None and not self._paused:
+            self._transport.resume_reading()  # behind the end it would be told of it again
 
     def _unsolicited(self, data: bytes) -> None:
         # Whatever it is, it would be taken for the answer to the next request.
@@ -533,8 +547,13 @@ class Connection(FlowControl, Protocol):
         self._activity = WROTE
         if sum(map(len, pieces)) <= _JOIN_LIMIT:
             self._transport.write(b"".join(pieces))
-        else:
-            self._transport.writelines(pieces)
+            return
+        # Not all of them at once: writelines never pauses its protocol in asyncio 3.12.0
+        # to 3.12.8, 3.13.0 and 3.13.1 (CVE-2024-12254), but the next write does.
+        *most, last = filter(None, pieces)
+        if most:
+            self._transport.writelines(most)
+        self._transport.write(last)
 
     def close(self) -> Any:
         """Close once everything written has been sent; reading stops at once.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
 
 from ..events import AbortEvent, EventHandler, OneTime
@@ -30,6 +30,7 @@ FINISHING = 2  # finished() was called; post_request is due
 DONE = 3  # post_request has fired
 
 
+# What Connection may leave out when it makes a consumer: see ``shape``.
 PLAIN = 1
 MUTE = 2
 
@@ -62,10 +63,6 @@ class ProtocolConsumer(EventHandler):
     # message, and every assignment here is paid each time.
     __slots__ = ("_exc", "_result", "_state", "connection", "request")
 
-    # What Connection may leave out for this class, found out once: PLAIN, the call of
-    # the constructor; MUTE, the call of connection_made.
-    _shape: ClassVar[int] = PLAIN | MUTE
-
     connection: Connection | None
     request: Any
     _result: Any
@@ -84,12 +81,6 @@ class ProtocolConsumer(EventHandler):
         self.request = None
         if one_time_events is not None or many_times_events is not None:
             self._add_events(one_time_events or (), many_times_events or ())
-
-    def __init_subclass__(cls, **kw: Any) -> None:
-        super().__init_subclass__(**kw)
-        plain = cls.__init__ is ProtocolConsumer.__init__ and cls.__new__ is object.__new__
-        mute = cls.connection_made is ProtocolConsumer.connection_made
-        cls._shape = PLAIN * plain | MUTE * mute
 
     # What users implement
 
@@ -245,3 +236,16 @@ class ProtocolConsumer(EventHandler):
             result = self._result
             return (self if result is None else result), self._exc
         return None
+
+
+def shape(factory: Callable[[], ProtocolConsumer]) -> int:
+    """What need not be called for the consumers that ``factory`` makes.
+
+    PLAIN: the constructor, MUTE: ``connection_made``; for classes that keep those
+    of ``ProtocolConsumer``. Asked for each connection: a class may be patched.
+    """
+    if not isinstance(factory, type) or not issubclass(factory, ProtocolConsumer):
+        return 0
+    plain = factory.__init__ is ProtocolConsumer.__init__ and factory.__new__ is object.__new__
+    mute = factory.connection_made is ProtocolConsumer.connection_made
+    return PLAIN * plain | MUTE * mute

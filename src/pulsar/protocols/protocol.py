@@ -75,8 +75,10 @@ class PulsarProtocol(EventHandler):
     @property
     def address(self) -> Any:
         """The peer's address as the socket gives it; None without a connection."""
-        transport = self._transport
-        return transport.get_extra_info("peername") if transport is not None else None
+        try:
+            return self._transport.get_extra_info("peername")
+        except AttributeError:
+            return None  # no transport, or one of uvloop's that is closed
 
     @property
     def closed(self) -> bool:
@@ -123,10 +125,10 @@ class PulsarProtocol(EventHandler):
 
     def abort(self) -> None:
         """Close at once; what was written but not sent is dropped."""
-        if self._transport is not None:
-            self._transport.abort()
-        else:
+        if self._transport is None:
             self.connection_lost()
+        elif not self._lost:  # behind its end asyncio's transport cannot be aborted
+            self._transport.abort()
 
     def info(self) -> dict[str, Any]:
         """What there is to know about this connection, as plain data."""

@@ -161,7 +161,8 @@ class SocketServer(Application):
         context = self._ssl_context(self.cfg)
         kind = self._classify(factory)
         if sockets is None and address is None:
-            if not self._sockets:
+            if all(sock.fileno() < 0 for sock in self._sockets):
+                # None yet, or those of a server that is closed.
                 await self.monitor_start(worker)
             sockets = self._sockets
         server = self.server_factory(
