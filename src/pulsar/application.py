@@ -214,7 +214,10 @@ class Application(EventHandler):
         self._read(fresh)
         changed = [name for name in fresh if fresh.get(name) != self.cfg.get(name)]
         live = [name for name in changed if fresh.settings[name].change == "live"]
-        await self.apply_settings(fresh, live)
+        # Only what may change: the rest of the fresh values waits for a restart.
+        new = self.cfg.copy()
+        new.take(fresh, live)
+        await self.apply_settings(new, live)
         self.cfg.take(fresh, live)
         logger.info("reloaded; settings that have changed: %s", ", ".join(live) or "none")
         restart = sorted(set(changed) - set(live))

@@ -73,7 +73,7 @@ def serve(arguments: list[str]) -> None:
     thing = _load(target)
     if directory is not None:
         os.chdir(here)  # the paths in settings are taken from there
-    application = _application(thing, arguments)
+    application = _application(thing, target, arguments)
     namespace = _parser(application).parse_args(arguments)
     try:
         application.load_config(namespace=namespace)
@@ -117,15 +117,15 @@ def _parser(application: Application) -> FlagParser:
     return parser
 
 
-def _application(thing: Any, arguments: list[str]) -> Application:
-    """The application that serves ``thing``."""
+def _application(thing: Any, target: str, arguments: list[str]) -> Application:
+    """The application that serves ``thing``, named after its ``target``."""
     if isinstance(thing, Application):
         return thing
     if isinstance(thing, type) and issubclass(thing, Application):
         return thing()
     if _is_for_datagrams(thing, _first_look(arguments, "bind", "kind")):
-        return UdpSocketServer(thing)
-    return SocketServer(thing)
+        return UdpSocketServer(thing, name=target)
+    return SocketServer(thing, name=target)
 
 
 def _is_for_datagrams(thing: Any, cfg: Config) -> bool:

@@ -1369,16 +1369,20 @@ def test_a_client_that_loses_the_connection_before_the_answer(run: Callable[...,
             consumer.start(b"question\n")
             connection.data_received(b"ans")
             asyncio.get_running_loop().call_soon(transport.lost, error)
-            with pytest.raises(ConnectionError) as raised:
+            with pytest.raises(ConnectionClosed) as raised:
                 await consumer.on_finished
-            if error is None:
-                assert isinstance(raised.value, ConnectionClosed)
-                assert str(raised.value) == (
-                    "the server 192.0.2.1:4321 closed the connection "
-                    "before the response was complete"
-                )
-            else:
-                assert raised.value is error
+            assert raised.value.__cause__ is error
+            assert str(raised.value) == (
+                "the server 192.0.2.1:4321 closed the connection before the response was complete"
+            )
+        connection, transport = request(Asking)
+        consumer = connection.current_consumer()
+        consumer.start(b"question\n")
+        other = OSError("no route")
+        transport.lost(other)
+        with pytest.raises(OSError, match="no route") as other_raised:
+            await consumer.on_finished
+        assert other_raised.value is other
 
     run(main())
 

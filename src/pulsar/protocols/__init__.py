@@ -10,7 +10,8 @@ from .flow import FlowControl
 from .kinds import Kind
 from .producer import Producer
 from .protocol import Protocol, PulsarProtocol
-from .servers import DatagramServer, TcpServer
+from .tcpserver import TcpServer
+from .udpserver import DatagramServer
 
 __all__ = [
     "AbortRequest",

@@ -21,10 +21,10 @@ from collections.abc import Callable, Sequence
 
 from .backlog import has_queued, refuse_new
 
-__all__ = ["Acceptor"]
+__all__ = ["ASKED_TO", "Acceptor"]
 
-# Seconds between looks at the queue of a server that stops.
-_QUEUE_CHECK = 0.02
+# The reason of a pause that nobody but the user ends.
+ASKED_TO = "asked to"
 
 # Seconds before a failed attempt to resume is repeated.
 _RETRY = 1.0
@@ -117,28 +117,37 @@ class Acceptor:
         if self._settling is not None:
             await self._settling
 
-    async def finish(self, shared: Sequence[socket.socket] = ()) -> None:
-        """Let no new connection in, accept those that are queued, then stop.
+    async def shut_the_door(self, shared: Sequence[socket.socket] = ()) -> None:
+        """Let no new connection into the queues; go on accepting those that are there.
 
         :param shared: sockets that others listen on, too: what is queued there, and
             what comes, is for them
         """
-        own = [sock for sock in self.sockets if sock not in shared]
-        for sock in own:
+        self.paused.discard(ASKED_TO)
+        if shared:
+            self.sockets = [sock for sock in self.sockets if sock not in shared]
+            self._stale = True
+        for sock in self.sockets:
             refuse_new(sock)
-        # A handshake that was under way may still complete.
-        quiet = 0
-        while own and quiet < 2 and not self._closed:
-            await asyncio.sleep(_QUEUE_CHECK)
-            quiet = 0 if any(map(has_queued, own)) else quiet + 1
-        self.stop()
+        self._settle()
+        if self._settling is not None:
+            await self._settling
 
-    def stop(self) -> None:
+    def has_queued(self) -> bool:
+        """True when a connection waits to be accepted."""
+        return any(map(has_queued, self.sockets))
+
+    async def stop(self) -> None:
         """Stop accepting, for good. The sockets stay open, and their owner's."""
         self._closed = True
-        self._close_servers()
         if self._settling is not None:
             self._settling.cancel()
+        # What asyncio has accepted it makes a turn later, with its server.
+        self._unregister()
+        await asyncio.sleep(0)
+        self._close_servers()
+        # uvloop closes the descriptors a turn later; until then the port is not free.
+        await asyncio.sleep(0)
 
     def _settle(self) -> None:
         """Bring the loop's servers in line with what was asked for."""
@@ -146,12 +155,15 @@ class Acceptor:
             return
         if self.paused:
             self._close_servers()
-        elif (self._stale or not self.servers) and self._settling is None:
+        elif self._unsettled() and self._settling is None:
             self._settling = self._loop.create_task(self._reopen())
+
+    def _unsettled(self) -> bool:
+        return self._stale or len(self.servers) != len(self.sockets)
 
     async def _reopen(self) -> None:
         try:
-            while not self.paused and (self._stale or not self.servers):
+            while not self.paused and self._unsettled():
                 if self.servers:
                     # What asyncio has accepted it makes a turn later, with its server.
                     self._unregister()

@@ -55,6 +55,9 @@ _JOIN_LIMIT = 128 * 1024
 # behind it when it hands them on, and a read of 256 KiB may hold 100,000 requests.
 _PIPELINE_PIECE = 16 * 1024
 
+# Above this many bytes that wait for a request to be answered, reading pauses.
+_HOLD_LIMIT = 64 * 1024
+
 # After this many answers of one pipeline, write them and see whether the peer reads.
 _PIPELINE_BATCH = 64
 
@@ -88,7 +91,9 @@ class Connection(FlowControl, Protocol):
         "_consumer",
         "_consumer_factory",
         "_ended",
+        "_eof",
         "_high_limit",
+        "_holds",
         "_last_request",
         "_low_limit",
         "_out",
@@ -97,6 +102,7 @@ class Connection(FlowControl, Protocol):
         "_shape",
         "_since",
         "_tail",
+        "_tail_for_next",
         "_tasks",
         "_write_waiters",
     )
@@ -139,11 +145,17 @@ class Connection(FlowControl, Protocol):
         # Bytes that wait for the current consumer to finish, or for the peer to read;
         # empty when closing. None: what arrives goes to the consumer.
         self._tail: bytes | None = None
+        # The tail belongs to the next consumer: the current one has returned it.
+        self._tail_for_next = False
+        # How many tasks run during which the consumer is fed nothing.
+        self._holds = 0
         self._tasks: set[asyncio.Task[Any]] | None = None
         # close() or abort() was called: nothing more is read or written.
         self._closing = False
         # Close as soon as no request is in progress.
         self._last_request = False
+        # The peer has ended its side.
+        self._eof = False
         # The peer has ended its side: there is nothing more to read.
         self._ended = False
         # For the sweep: the last mark, when it was first seen, and the size of
@@ -172,12 +184,15 @@ class Connection(FlowControl, Protocol):
         """Called by the loop: give ``data`` to consumers until it is used up or must wait."""
         if self._tail is not None:
             if not self._closing:
-                self._tail += data  # a request is being answered
+                # A request is being answered.
+                self._tail += data
+                if len(self._tail) > _HOLD_LIMIT:
+                    self._transport.pause_reading()
             return
         self._activity = READ
         self._out = [] if self._paused else NOTHING
         consumer = self._consumer
-        answered = 0
+        answered = written = 0
         behind: memoryview | None = None  # the pieces of a pipeline that are still to come
         try:
             while True:
@@ -215,13 +230,14 @@ class Connection(FlowControl, Protocol):
                     answered += 1
                     if answered % _PIPELINE_BATCH == 0:
                         self._flush()
-                        if self._paused:
-                            self._hold(tail, behind)
-                            break
+                    if self._paused or self._holds:
+                        self._hold(tail, behind)
+                        break
+                    written = self._pieces()
                 elif not tail and behind is None:
                     break
-                elif tail:
-                    self._hold(tail, behind)
+                elif tail or self._holds:
+                    self._hold(tail, behind, for_next=bool(tail))
                     break
                 if self._closing:
                     break
@@ -238,6 +254,7 @@ class Connection(FlowControl, Protocol):
                 self.close()
             else:
                 self._fail(consumer, exc)
+        unanswered = answered and self._pieces() == written
         out = self._out
         self._out = None
         if out.__class__ is bytes:
@@ -246,8 +263,8 @@ class Connection(FlowControl, Protocol):
                 self._transport.write(out)
         elif out:
             self._write_pieces(out)  # type: ignore[arg-type]
-        if answered and self._consumer is not None:
-            self._activity = READ  # what was written answers those before it
+        if unanswered:
+            self._activity = READ  # what was written answers those before the last one
         if self._last_request and not self._closing and not self.busy:
             self._close()
 
@@ -271,6 +288,7 @@ class Connection(FlowControl, Protocol):
             self._close()
             return False
         self._last_request = True
+        self._eof = True
         return True
 
     def connection_lost(self, exc: BaseException | None = None) -> None:
@@ -427,17 +445,23 @@ class Connection(FlowControl, Protocol):
             consumer.fire_event("post_request", consumer._result, consumer._exc)
 
     def create_task(
-        self, consumer: ProtocolConsumer, coro: Coroutine[Any, Any, T]
+        self, consumer: ProtocolConsumer, coro: Coroutine[Any, Any, T], hold: bool = True
     ) -> asyncio.Task[T]:
         """Run ``coro`` for ``consumer``: see ``ProtocolConsumer.create_task``."""
         task = asyncio.get_running_loop().create_task(coro)
         if self._tasks is None:
             self._tasks = set()
         self._tasks.add(task)
+        if hold:
+            self._holds += 1
+            if self._tail is None:
+                self._tail = b""
 
         def done(task: asyncio.Task[T]) -> None:
             assert self._tasks is not None
             self._tasks.discard(task)
+            if hold:
+                self._holds -= 1
             if not task.cancelled():
                 exc = task.exception()
                 if exc is not None:
@@ -448,29 +472,42 @@ class Connection(FlowControl, Protocol):
         task.add_done_callback(done)
         return task
 
-    def _hold(self, tail: Data | None, behind: memoryview | None) -> None:
-        """Keep what is unconsumed until it can be consumed; read no more meanwhile."""
+    def _pieces(self) -> int:
+        """How many pieces were written in this data_received and not flushed."""
+        out = self._out
+        if type(out) is list:
+            return len(out)
+        return 1 if out else 0
+
+    def _hold(self, tail: Data | None, behind: memoryview | None, for_next: bool = True) -> None:
+        """Keep what is unconsumed until it can be consumed; read no more meanwhile.
+
+        :param for_next: the current consumer has returned it: it is for the next one
+        """
         if not self._closing:
             self._tail = b"".join((tail or b"", behind or b""))
+            self._tail_for_next = for_next
             self._transport.pause_reading()
 
     def _continue(self) -> None:
         """Go on after a pause: the held tail first, then the transport."""
-        if self._paused or self._out is not None:
+        if self._paused or self._holds or self._out is not None:
             return
         tail = self._tail
         if tail is not None:
             consumer = self._consumer
-            if consumer is not None and consumer._state != NEW:
+            if self._tail_for_next and consumer is not None and consumer._state != NEW:
                 return  # still working on the request before it
             self._tail = None
-            self.data_received(tail)
+            self._tail_for_next = False
+            if tail:
+                self.data_received(tail)
         if self._closing:
             return
         if self._last_request and not self.busy:
-            self.close()
-        elif not self._ended and self._tail is None and not self._paused:
-            self._transport.resume_reading()  # behind the end it would be told of it again
+            self._close()
+        elif self._tail is None and not self._paused:
+            self._transport.resume_reading()
 
     def _unsolicited(self, data: bytes) -> None:
         # Whatever it is, it would be taken for the answer to the next request.
@@ -484,9 +521,11 @@ class Connection(FlowControl, Protocol):
             self.logger.debug("%r: request aborted", self)
         elif self._closing and isinstance(exc, ConnectionClosed):
             self.logger.debug("%r: closed while a request was answered", self)
+        elif self._client:
+            pass  # whoever awaits the response is told
         elif isinstance(exc, ProtocolError):
             self.logger.info("connection from %s closed: %s", peer, exc)
-        elif not self._client:
+        else:
             self.logger.error(
                 "connection from %s closed: error in %s",
                 peer,
@@ -622,7 +661,10 @@ class Connection(FlowControl, Protocol):
         elif self._tasks:
             return
         elif self.busy:
-            if stall_timeout and silent >= max(stall_timeout, self.timeout or 0.0):
+            if self._eof:
+                # Half a request, or an answer that is made where we do not see it.
+                stall_timeout = min(stall_timeout or _EOF_LINGER, _EOF_LINGER)
+            if stall_timeout and silent >= stall_timeout:
                 self._log_timeout("a request has stalled", silent)
                 self.close()
         else:

@@ -146,6 +146,11 @@ class ProtocolConsumer(EventHandler):
         return connection.address if connection is not None else None
 
     @property
+    def result(self) -> Any:
+        """What ``finished`` was called with; None before."""
+        return self._result if self._state >= FINISHING else None
+
+    @property
     def on_finished(self) -> OneTime:
         """The ``post_request`` event: await it for the result of the request."""
         event = self.event("post_request")
@@ -214,19 +219,22 @@ class ProtocolConsumer(EventHandler):
         """
         raise AbortRequest(f"{type(self).__name__} aborted the request")
 
-    def create_task(self, coro: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    def create_task(self, coro: Coroutine[Any, Any, T], *, hold: bool = True) -> asyncio.Task[T]:
         """Run a coroutine as part of this request.
 
         While it runs the connection is not idle. It is cancelled when the
         connection is lost; an error in it is treated as one in ``data_received``:
         logged once, and the connection is closed.
 
+        :param hold: keep what arrives while it runs, and go on with it afterwards;
+            False: it goes on to ``data_received``
+
         Raises ``RuntimeError`` without a connection.
         """
         if self.connection is None:
             coro.close()
             raise RuntimeError(f"{type(self).__name__} cannot run a task: it has no connection")
-        return self.connection.create_task(self, coro)
+        return self.connection.create_task(self, coro, hold)
 
     def _past_event(self, name: str) -> tuple[Any, BaseException | None] | None:
         if name == "pre_request":

@@ -22,6 +22,10 @@ __all__ = ["Hosted", "stream_protocol"]
 StreamHandler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
+# The methods that are stood before, until each has been called once.
+_OURS = ("connection_made", "connection_lost")
+
+
 class Host(Protocol):
     """What a server is to the connections that it hosts."""
 
@@ -42,13 +46,16 @@ class Hosted(Watched):
     (``__slots__``) gets a subclass of its own class instead, made once per class.
     """
 
-    __slots__ = ("protocol", "server", "timeout", "transport")
+    __slots__ = ("_own", "protocol", "server", "timeout", "transport")
 
     def __init__(self, protocol: Any, server: Host, timeout: float | None = None) -> None:
         self.protocol = protocol
         self.server = server
         self.timeout = timeout
         self.transport: Any = None
+        attributes = getattr(protocol, "__dict__", {})
+        # What the instance itself brings, to be put back; hardly any does.
+        self._own = {name: attributes[name] for name in _OURS if name in attributes} or None
         try:
             protocol.connection_made = self._connection_made
             protocol.connection_lost = self._connection_lost
@@ -56,20 +63,23 @@ class Hosted(Watched):
             _subclass(protocol, self)
 
     def _connection_made(self, transport: asyncio.BaseTransport) -> None:
-        protocol = self.protocol
-        del protocol.connection_made
+        self._put_back("connection_made")
         self.transport = transport
-        protocol.connection_made(transport)
+        self.protocol.connection_made(transport)
         if self.server.attentive:
             self.server.hosted_connected(self)
 
     def _connection_lost(self, exc: BaseException | None) -> None:
-        protocol = self.protocol
-        del protocol.connection_lost
+        self._put_back("connection_lost")
         try:
-            protocol.connection_lost(exc)
+            self.protocol.connection_lost(exc)
         finally:
             self.server.hosted_lost(self)
+
+    def _put_back(self, name: str) -> None:
+        delattr(self.protocol, name)
+        if self._own is not None and name in self._own:
+            setattr(self.protocol, name, self._own[name])
 
     @property
     def made(self) -> bool:
@@ -84,6 +94,13 @@ class Hosted(Watched):
         """
         transport = self.transport
         return transport.is_closing() and transport.get_protocol() is not self.protocol
+
+    def check_deadlines(self, now: float, stall_timeout: float | None) -> None:
+        """See ``Watched``; also notices when the connection is gone."""
+        if self.gone:
+            self.server.hosted_lost(self)
+        else:
+            super().check_deadlines(now, stall_timeout)
 
     def abort(self) -> None:
         """Close at once."""

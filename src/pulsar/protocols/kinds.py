@@ -20,7 +20,15 @@ from .connection import Connection
 from .consumer import ProtocolConsumer
 from .protocol import Protocol, PulsarProtocol
 
-__all__ = ["ACCEPTED", "Kind", "Maker", "classify", "is_datagram_class", "protocol_maker"]
+__all__ = [
+    "ACCEPTED",
+    "Kind",
+    "Maker",
+    "callable_name",
+    "classify",
+    "is_datagram_class",
+    "protocol_maker",
+]
 
 ACCEPTED = (
     "a ProtocolConsumer class, an asyncio Protocol, BufferedProtocol or DatagramProtocol class, "
@@ -247,6 +255,12 @@ def _takes_keywords(thing: Any) -> bool:
     return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
 
 
+def callable_name(thing: Any) -> str:
+    """What messages call a callable."""
+    return getattr(thing, "__qualname__", None) or repr(thing)
+
+
 def _refusal(thing: Any, why: str) -> ImproperlyConfigured:
-    name = getattr(thing, "__qualname__", None) or repr(thing)
-    return ImproperlyConfigured(f"cannot serve {name}: {why}; accepted is {ACCEPTED}")
+    return ImproperlyConfigured(
+        f"cannot serve {callable_name(thing)}: {why}; accepted is {ACCEPTED}"
+    )

@@ -25,8 +25,10 @@ _CONSUMER_EVENTS = ("pre_request", "data_received", "data_processed", "post_requ
 class Producer(EventHandler):
     """Creates protocols with ``protocol_factory`` and counts what they do.
 
-    Its many-times events are those of all its connections and their consumers:
-    a callback bound here is called as if it were bound on each of them.
+    Its many-times events are those of all its connections and their consumers. A
+    callback bound here is called for each of them, with the connection or the
+    consumer as its argument, also for ``post_request``: the result is
+    ``consumer.result``.
 
     :param loop: the event loop; by default the one that runs when it is needed
     :param protocol_factory: called with ``session``, ``producer``, ``loop`` and
@@ -117,7 +119,11 @@ class Producer(EventHandler):
         if self.forwards and self._events is not None:
             for name in _CONSUMER_EVENTS:
                 if name in self._events:
-                    consumer.bind_event(name, self._events[name].fire)
+                    fire = self._events[name].fire
+                    if name == "post_request":
+                        # On the consumer it is fired with the result.
+                        fire = partial(_fire_with, fire, consumer)
+                    consumer.bind_event(name, fire)
         return consumer
 
     def protocol_connected(self, protocol: PulsarProtocol) -> None:
@@ -137,3 +143,12 @@ class Producer(EventHandler):
 
     def max_requests_reached(self) -> None:
         """Called once, when ``max_requests`` have been processed. Does nothing here."""
+
+
+def _fire_with(
+    fire: Callable[..., None],
+    consumer: ProtocolConsumer,
+    arg: Any,
+    exc: BaseException | None = None,
+) -> None:
+    fire(consumer, exc)

@@ -18,7 +18,7 @@ from ...config import Config
 from ...errors import ImproperlyConfigured
 from ...net import Bind, format_address, parse_bind
 from ...protocols import Kind, TcpServer
-from ...protocols.kinds import classify
+from ...protocols.kinds import callable_name, classify
 from ...sockets import close_sockets, open_sockets
 from ...tls import server_context
 from . import settings  # noqa: F401 - declares them
@@ -173,6 +173,7 @@ class SocketServer(Application):
             name=f"{self.name}.{idx}" if idx else self.name,
             **self._server_parameters(kind),
         )
+        server.graceful_timeout = self.cfg.graceful_timeout
         self.servers.append(server)
         await self._start(server, context)
         return server
@@ -181,7 +182,8 @@ class SocketServer(Application):
         kind = classify(factory, self.cfg.kind)
         if kind is Kind.DATAGRAM:
             raise ImproperlyConfigured(
-                f"{self.name} serves streams; datagram protocols are served by UdpSocketServer"
+                f"cannot serve {callable_name(factory)} over streams: datagram protocols are "
+                "served by UdpSocketServer"
             )
         return kind
 

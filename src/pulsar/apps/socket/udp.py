@@ -15,7 +15,7 @@ from ...config import Config
 from ...errors import ImproperlyConfigured
 from ...net import Bind, parse_bind
 from ...protocols import DatagramServer, Kind
-from ...protocols.kinds import classify
+from ...protocols.kinds import callable_name, classify
 from .server import SocketServer
 
 __all__ = ["UdpSocketServer"]
@@ -36,8 +36,8 @@ class UdpSocketServer(SocketServer):
         kind = classify(factory, self.cfg.kind)
         if kind is not Kind.DATAGRAM:
             raise ImproperlyConfigured(
-                f"{self.name} serves datagrams: accepted is a DatagramProtocol class or factory; "
-                "everything else is served by SocketServer"
+                f"cannot serve {callable_name(factory)} over datagrams: accepted is a "
+                "DatagramProtocol class or factory; everything else is served by SocketServer"
             )
         return kind
 

@@ -1,42 +1,37 @@
-"""Servers: producers that listen.
+"""``TcpServer``: serving streams on TCP and Unix sockets, with TLS or without.
 
-Owns: ``TcpServer`` and ``DatagramServer``: their connections, limits, start and
-drain.
-Leaves: accepting to ``accept``, foreign protocols to ``hosted``, deadlines to
-``timeout``, binding to ``pulsar.sockets``.
+Owns: its connections, their limits, the start and the end.
+Leaves: accepting to ``accept``, stopping to ``drain``, foreign protocols to
+``hosted``, deadlines to ``timeout``, addresses and sockets to ``server``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import socket
 import ssl
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from ..errors import ImproperlyConfigured
-from ..net import Bind, format_address, parse_bind
 from ..sockets import (
     close_sockets,
     descriptor_ceiling,
     has_spare_descriptors,
     lowest_free_descriptor,
-    open_sockets,
 )
-from .accept import Acceptor
+from .accept import ASKED_TO, Acceptor
 from .connection import Connection
+from .drain import Drain, Member
 from .hosted import Hosted, stream_protocol
-from .kinds import Kind, Maker, protocol_maker
+from .kinds import Kind
 from .producer import Producer
 from .protocol import Protocol, PulsarProtocol
+from .server import Address, Server
 from .timeout import Sweep
 
-__all__ = ["DatagramServer", "Server", "TcpServer"]
-
-Address = str | tuple[str, int] | Bind
-Member = Protocol | Hosted
+__all__ = ["TcpServer"]
 
 # Seconds between looks at the descriptors while accepting is paused for want of them.
 _DESCRIPTOR_CHECK = 0.1
@@ -46,9 +41,6 @@ _DESCRIPTOR_CHECK = 0.1
 _DESCRIPTOR_SAMPLE = 8
 _FEW_DESCRIPTORS = 480
 
-# Seconds between looks at the connections that a drain waits for.
-_DRAIN_CHECK = 0.05
-
 # A connection without a handshake that was accepted and not made yet, at the first
 # look and at the second.
 _ACCEPTED = 0.0
@@ -56,104 +48,6 @@ _OVERDUE = -1.0
 
 # Seconds past its deadline after which a handshake that nobody has told us of is over.
 _HANDSHAKE_SLACK = 1.0
-
-
-class Server(Producer):
-    """What ``TcpServer`` and ``DatagramServer`` share: addresses, a name, an end.
-
-    One-time events: ``start``, when it listens; ``finish``, when it is closed.
-    """
-
-    server_side: ClassVar[bool] = True
-    socket_type: ClassVar[socket.SocketKind]
-
-    def __init__(
-        self,
-        protocol_factory: Callable[..., Any],
-        loop: asyncio.AbstractEventLoop | None = None,
-        address: Address | None = None,
-        name: str | None = None,
-        sockets: Sequence[socket.socket] | None = None,
-        max_requests: int | None = None,
-        logger: logging.Logger | None = None,
-        *,
-        kind: str | Kind = "auto",
-    ) -> None:
-        super().__init__(loop, protocol_factory, name, max_requests, logger)
-        self._bind = address
-        self._sockets = list(sockets or ())
-        self._addresses: list[Any] = []
-        self._kind_setting = kind
-        self._maker: Maker | None = None
-        self._started_at: float | None = None
-        self._ending = False
-        self._end: asyncio.Task[None] | None = None
-        self.kind: Kind | None = None
-
-    @property
-    def address(self) -> Any:
-        """The address of the first socket, as ``getsockname`` gives it; None before the start."""
-        return self._addresses[0] if self._addresses else None
-
-    @property
-    def addresses(self) -> list[Any]:
-        """The addresses of all sockets."""
-        return list(self._addresses)
-
-    def max_requests_reached(self) -> None:
-        """Close, as ``close`` does: ``max_requests`` have been processed."""
-        if self._end is None and not self._ending and self._loop is not None:
-            self.logger.warning("%s: %s requests processed, closing", self.name, self.max_requests)
-            self._end = self._loop.create_task(self.close())
-
-    async def close(self, timeout: float | None = 30.0) -> None:
-        """Stop serving; returns when everything is closed, after ``timeout`` seconds at most."""
-        raise NotImplementedError
-
-    def abort(self) -> None:
-        """Close everything at once."""
-        raise NotImplementedError
-
-    def _open(self, backlog: int) -> list[socket.socket]:
-        """Classify what is served, then open the sockets unless they were given."""
-        if self._started_at is not None:
-            raise RuntimeError(f"{self.name} has been started already")
-        if self._loop is None:
-            self._loop = asyncio.get_running_loop()
-        self.kind, self._maker = protocol_maker(self.protocol_factory, self._kind_setting)
-        if not self._sockets:
-            if self._bind is None:
-                raise ImproperlyConfigured(f"{self.name} has neither an address nor sockets")
-            self._sockets = open_sockets(
-                _as_bind(self._bind), type=self.socket_type, backlog=backlog
-            )
-        self._addresses = [sock.getsockname() for sock in self._sockets]
-        self._started_at = self._loop.time()
-        return self._sockets
-
-    def info(self) -> dict[str, Any]:
-        """What there is to know about this server, as plain data; times in seconds."""
-        loop = self._loop
-        started = self._started_at
-        return {
-            "name": self.name,
-            "kind": None if self.kind is None else self.kind.value,
-            "addresses": [format_address(address) for address in self._addresses],
-            "uptime": 0.0 if loop is None or started is None else loop.time() - started,
-            "sessions": self.sessions,
-            "requests_processed": self.requests_processed,
-            "max_requests": self.max_requests,
-        }
-
-    def __repr__(self) -> str:
-        if self.fired_event("finish"):
-            state = "closed"
-        elif self._ending:
-            state = "closing"
-        else:
-            state = "new" if self._started_at is None else "serving"
-        where = ", ".join(format_address(address) for address in self._addresses)
-        return f"<{type(self).__name__} {self.name} {state}{f' on {where}' if where else ''}>"
 
 
 class TcpServer(Server):
@@ -207,8 +101,7 @@ class TcpServer(Server):
         # given up, or one of the marks below.
         self._members: dict[Member, float] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
-        # Set when a connection is lost while draining.
-        self._changed = asyncio.Event()
+        self._drain: Drain | None = None
         self._sweep: Sweep | None = None
         self._shared: Sequence[socket.socket] = ()
         self._tls = False
@@ -234,6 +127,10 @@ class TcpServer(Server):
     def accepting(self) -> bool:
         """False before the start, after the end, and while accepting is paused."""
         return self._acceptor is not None and not self._ending and not self._acceptor.paused
+
+    async def start(self) -> None:
+        """``start_serving`` without TLS, as ``async with`` calls it."""
+        await self.start_serving()
 
     async def start_serving(
         self,
@@ -286,12 +183,12 @@ class TcpServer(Server):
     def pause(self) -> None:
         """Stop accepting; connections wait in the kernel's queue until ``resume``."""
         if self._acceptor is not None:
-            self._acceptor.pause("asked to")
+            self._acceptor.pause(ASKED_TO)
 
     def resume(self) -> None:
         """Accept again, unless a limit forbids it."""
         if self._acceptor is not None:
-            self._acceptor.resume("asked to")
+            self._acceptor.resume(ASKED_TO)
 
     async def close(self, timeout: float | None = 30.0, *, linger: float = 1.0) -> None:
         """Stop accepting, let requests in progress finish, close every connection.
@@ -308,19 +205,27 @@ class TcpServer(Server):
             await self.event("finish")  # type: ignore[misc]
             return
         self._ending = True
-        if self._descriptor_timer is not None:
-            self._descriptor_timer.cancel()
-        if self._acceptor is not None and self._loop is not None:
-            deadline = math.inf if timeout is None else self._loop.time() + timeout
-            if timeout is None or timeout > 0:
-                await self._empty_the_queue(self._acceptor, timeout)
-            self._acceptor.stop()
-            close_sockets(self._sockets)
-            await self._drain(self._loop, deadline, linger)
-        close_sockets(self._sockets)
-        if self._sweep is not None:
-            self._sweep.cancel()
+        loop, acceptor = self._loop, self._acceptor
+        if loop is not None and acceptor is not None:
+            # A handshake may end after we have: see protocol_connected.
+            self.attentive = True
+            self._drain = Drain(loop, acceptor, self._members, self._close_sockets, self.logger)
+            await self._drain.run(self.name, self._shared, timeout, linger)
+            await self._abort_the_rest(self._drain)
+        self._close_sockets()
+        for timer in (self._sweep, self._descriptor_timer):
+            if timer is not None:
+                timer.cancel()
         self.fire_event("finish")
+
+    def _close_sockets(self) -> None:
+        close_sockets(self._sockets)
+
+    async def _abort_the_rest(self, drain: Drain) -> None:
+        self.abort()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        await drain.forget_the_aborted()
 
     def abort(self) -> None:
         """Close every connection at once; what was not sent is dropped."""
@@ -422,8 +327,8 @@ class TcpServer(Server):
             # Its requests cannot be seen: the connection counts as one.
             self.requests_processed += 1
             self.count_request()
-        if self._ending:
-            self._changed.set()
+        if self._drain is not None:
+            self._drain.changed.set()
         if self._acceptor is not None and self._acceptor.paused:
             self._resume_if_there_is_room()
 
@@ -503,149 +408,6 @@ class TcpServer(Server):
             self._resume_if_there_is_room()
         return bool(self._members)
 
-    # The end
-
-    async def _empty_the_queue(self, acceptor: Acceptor, timeout: float | None) -> None:
-        self._ask_to_finish()
-        try:
-            async with asyncio.timeout(timeout):
-                await acceptor.finish(self._shared)
-        except TimeoutError:
-            pass
-
-    async def _drain(self, loop: asyncio.AbstractEventLoop, deadline: float, linger: float) -> None:
-        self.attentive = True
-        start = loop.time()
-        lingering = min(start + linger, deadline)
-        while self._members and loop.time() < deadline:
-            if loop.time() < lingering:
-                self._ask_to_finish()
-            else:
-                self._finish_the_idle()
-            self._changed.clear()
-            if self._members:
-                await _wait(self._changed, _DRAIN_CHECK)
-        if self._members:
-            self.logger.warning(
-                "%s: %d connections aborted after %.1f s",
-                self.name,
-                len(self._members),
-                loop.time() - start,
-            )
-        self.abort()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-        while any(member.made for member in self._members):
-            self._changed.clear()
-            await self._changed.wait()  # connection_lost is a callback away
-        self._members.clear()
-
-    def _ask_to_finish(self) -> None:
-        for member in self._members:
-            if isinstance(member, Connection):
-                member.last_request()
-
-    def _finish_the_idle(self) -> None:
-        for member in list(self._members):
-            if member.made:
-                member.finish()
-            else:
-                del self._members[member]
-
-
-class DatagramServer(Server):
-    """Serves datagrams: UDP.
-
-    :param protocol_factory: a ``DatagramProtocol`` class or factory, pulsar's or
-        asyncio's; one protocol is made for each socket
-    :param max_requests: close after that many datagrams
-    :param kw: see ``TcpServer``
-    """
-
-    socket_type: ClassVar[socket.SocketKind] = socket.SOCK_DGRAM
-
-    def __init__(
-        self,
-        protocol_factory: Callable[..., Any],
-        loop: asyncio.AbstractEventLoop | None = None,
-        address: Address | None = None,
-        name: str | None = None,
-        sockets: Sequence[socket.socket] | None = None,
-        max_requests: int | None = None,
-        logger: logging.Logger | None = None,
-        *,
-        kind: str | Kind = "auto",
-    ) -> None:
-        super().__init__(
-            protocol_factory, loop, address, name, sockets, max_requests, logger, kind=kind
-        )
-        self._transports: list[asyncio.DatagramTransport] = []
-
-    async def create_endpoint(self) -> None:
-        """Bind, and receive datagrams.
-
-        Raises ``ImproperlyConfigured`` for what cannot be served or bound.
-        """
-        sockets = self._open(0)
-        loop = self._loop
-        assert loop is not None
-        if self.kind is not Kind.DATAGRAM:
-            close_sockets(self._sockets)
-            raise ImproperlyConfigured(
-                f"{self.name} serves datagrams: accepted is a DatagramProtocol class or factory"
-            )
-        for sock in sockets:
-            transport, _ = await loop.create_datagram_endpoint(self.create_protocol, sock=sock)
-            self._transports.append(transport)
-        self.fire_event("start")
-
-    def create_protocol(self, **kw: Any) -> asyncio.DatagramProtocol:
-        """Called by the loop for each socket: the protocol that serves it."""
-        assert self._maker is not None
-        self.sessions += 1
-        protocol: Any = self._maker(session=self.sessions, producer=self, loop=self._loop, **kw)
-        if self.max_requests is not None:
-            received = protocol.datagram_received
-
-            def counted(data: bytes, addr: Any) -> None:
-                received(data, addr)
-                self.requests_processed += 1
-                if self.requests_processed == self.max_requests:
-                    self.max_requests_reached()
-
-            # Only then: without a limit nothing stands in the way of a datagram.
-            protocol.datagram_received = counted
-        return protocol  # type: ignore[no-any-return]
-
-    def abort(self) -> None:
-        """Close at once; what was not sent is dropped."""
-        for transport in self._transports:
-            transport.abort()
-
-    async def close(self, timeout: float | None = 30.0) -> None:
-        """Stop receiving, send what is buffered, close the sockets.
-
-        :param timeout: seconds until what is still buffered is dropped; None: wait
-            for ever
-        """
-        if self._ending:
-            await self.event("finish")  # type: ignore[misc]
-            return
-        self._ending = True
-        for transport in self._transports:
-            transport.close()
-        deadline = None if timeout is None or self._loop is None else self._loop.time() + timeout
-        for transport, sock in zip(self._transports, self._sockets, strict=False):
-            # A transport closes its socket when it has sent everything.
-            while sock.fileno() != -1 and _buffered(transport):
-                if deadline is not None and asyncio.get_running_loop().time() >= deadline:
-                    transport.abort()
-                    break
-                await asyncio.sleep(_DRAIN_CHECK)
-        await asyncio.sleep(0)  # connection_lost is a callback away
-        close_sockets(self._sockets)
-        self.fire_event("finish")
-
 
 class _Refusal(Producer):
     """The producer of a connection that nobody can serve: it is closed at once."""
@@ -656,24 +418,3 @@ class _Refusal(Producer):
 
     def protocol_connected(self, protocol: PulsarProtocol) -> None:
         protocol.abort()
-
-
-def _as_bind(address: Address) -> Bind:
-    if isinstance(address, Bind):
-        return address
-    if isinstance(address, str):
-        return parse_bind(address)
-    host, port = address
-    return parse_bind(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
-
-
-async def _wait(event: asyncio.Event, seconds: float) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    except TimeoutError:
-        pass
-
-
-def _buffered(transport: Any) -> int:
-    return int(transport.get_write_buffer_size())
