@@ -204,32 +204,6 @@ def test_closing_with_a_protocol_that_has_handed_over(
     run(main())
 
 
-def test_one_object_may_serve_every_connection(tcp: Flavour, run: Callable[..., Any]) -> None:
-    """asyncio allows a factory to give the same protocol again and again."""
-
-    class Shared(asyncio.Protocol):
-        made = lost = 0
-
-        def connection_made(self, transport: asyncio.BaseTransport) -> None:
-            self.made += 1
-
-        def connection_lost(self, exc: BaseException | None) -> None:
-            self.lost += 1
-
-    async def main() -> None:
-        shared = Shared()
-        async with served(tcp, lambda: shared) as server:
-            peers = [await tcp.connect(server) for _ in range(3)]
-            await eventually(lambda: shared.made == 3)
-            assert server.connections == 3
-            for left, peer in zip((2, 1, 0), peers, strict=True):
-                peer.close()
-                await eventually(lambda left=left: server.connections == left)
-            assert shared.lost == 3
-
-    run(main())
-
-
 def test_an_error_in_data_received_costs_one_connection(
     tcp: Flavour, run: Callable[..., Any]
 ) -> None:
@@ -265,7 +239,7 @@ def test_an_error_in_connection_made_does_not_hold_a_place(
     async def main() -> None:
         async with served(tcp, Failing) as server:
             with await tcp.connect(server):
-                await eventually(lambda: server.connections == 1)
+                await eventually(lambda: server.sessions == 1)
             await eventually(lambda: server.connections == 0)
         errors = loops.take_errors()
         assert [type(context["exception"]) for context in errors] == [ZeroDivisionError]

@@ -327,10 +327,11 @@ def test_a_producer_fires_the_events_of_its_consumers() -> None:
         ("pre_request", consumer, None, {}),
         ("data_received", consumer, None, data),
         ("data_processed", consumer, None, data),
-        ("post_request", b"one", None, {}),
+        ("post_request", consumer, None, {}),
     ]
+    assert consumer.result == b"one"
     assert [event[0] for event in seen[4:]] == list(CONSUMER_EVENTS)
-    assert seen[-1][1] == b"two"
+    assert seen[-1][1].result == b"two"
 
 
 def test_a_producer_builds_consumers_with_its_events_only_where_somebody_listens() -> None:
@@ -351,7 +352,7 @@ def test_a_callback_that_is_bound_late_hears_of_later_consumers() -> None:
     producer.bind_event("post_request", lambda arg, exc: seen.append(arg))
     connection.data_received(b"two")
     connection.data_received(b"three")
-    assert seen[-1] == b"three"
+    assert seen[-1].result == b"three"
     producer.unbind_event("post_request", seen.append)
 
 

@@ -244,10 +244,10 @@ def test_half_a_request_behind_a_whole_one() -> None:
         assert swept.silent(0.2).state == "closed"
 
 
-def test_a_request_stalls_no_sooner_than_an_idle_connection_is_closed() -> None:
+def test_a_request_stalls_after_its_own_deadline() -> None:
     swept = Swept(timeout=10.0, stall_timeout=5.0).send(b"hal")
-    assert swept.silent(10.0).state == "open"
-    assert swept.silent(0.2).state == "closed"
+    assert swept.silent(4.9).state == "open"
+    assert swept.silent(0.4).state == "closed"
 
 
 def test_a_request_that_is_being_computed(run: Callable[..., Any]) -> None:
@@ -364,7 +364,7 @@ def test_a_task_does_not_save_a_peer_that_never_reads(run: Callable[..., Any]) -
 def test_a_peer_that_has_ended_its_side_is_waited_for_less() -> None:
     swept = Swept(Endless, timeout=60.0).send(b"?")
     assert swept.connection.eof_received()
-    assert swept.silent(30).state == "open"  # the answer is due
+    assert swept.silent(4.9).state == "open"  # the answer may be due
     swept.connection.write(b"answer")
     assert swept.silent(4.9).state == "open"
     assert swept.silent(0.4).state == "closed"

@@ -78,7 +78,7 @@ class Acceptor:
         self._handshake_timeout = handshake_timeout
         self._plain = {sock.fileno() for sock in plain}
         self._duplicates: list[int] = []
-        self._closed = False
+        self.closed = False
         # The servers that exist must be replaced before any of them is used again.
         self._stale = False
         # Why accepting is paused; empty when it is not.
@@ -96,7 +96,7 @@ class Acceptor:
         """Accept nothing more until ``resume(reason)``; queued connections wait."""
         first = not self.paused
         self.paused.add(reason)
-        if not first or self._closed:
+        if not first or self.closed:
             return
         self._stale = True
         self._unregister()
@@ -124,6 +124,8 @@ class Acceptor:
             what comes, is for them
         """
         self.paused.discard(ASKED_TO)
+        if self.closed:
+            return
         if shared:
             self.sockets = [sock for sock in self.sockets if sock not in shared]
             self._stale = True
@@ -139,7 +141,7 @@ class Acceptor:
 
     async def stop(self) -> None:
         """Stop accepting, for good. The sockets stay open, and their owner's."""
-        self._closed = True
+        self.closed = True
         if self._settling is not None:
             self._settling.cancel()
         # What asyncio has accepted it makes a turn later, with its server.
@@ -151,7 +153,7 @@ class Acceptor:
 
     def _settle(self) -> None:
         """Bring the loop's servers in line with what was asked for."""
-        if self._closed:
+        if self.closed:
             return
         if self.paused:
             self._close_servers()
@@ -177,7 +179,7 @@ class Acceptor:
                     await asyncio.sleep(_RETRY)
         finally:
             self._settling = None
-            if self._closed or self.paused:
+            if self.closed or self.paused:
                 self._close_servers()
 
     async def _open(self) -> None:

@@ -54,13 +54,14 @@ class Drain:
         logger: logging.Logger,
     ) -> None:
         self.changed = asyncio.Event()
+        self.running = False
         self._loop = loop
         self._acceptor = acceptor
         self._members = members
         self._stopped = stopped
         self._logger = logger
         self._quiet = 0
-        self._accepting = True
+        self._accepting = not acceptor.closed
         # When each connection was first seen idle.
         self._idle: dict[Member, float] = {}
 
@@ -72,6 +73,15 @@ class Drain:
         :param name: of the server, for the log
         :param shared: sockets whose queue is left to others
         """
+        self.running = True
+        try:
+            await self._run(name, shared, timeout, linger)
+        finally:
+            self.running = False
+
+    async def _run(
+        self, name: str, shared: Sequence[socket.socket], timeout: float | None, linger: float
+    ) -> None:
         loop = self._loop
         start = loop.time()
         deadline = math.inf if timeout is None else start + timeout

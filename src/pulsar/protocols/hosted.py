@@ -65,7 +65,13 @@ class Hosted(Watched):
     def _connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._put_back("connection_made")
         self.transport = transport
-        self.protocol.connection_made(transport)
+        try:
+            self.protocol.connection_made(transport)
+        except BaseException:
+            # uvloop would leave it open, and deaf, for ever.
+            transport.abort()  # type: ignore[attr-defined]
+            self.server.hosted_lost(self)
+            raise
         if self.server.attentive:
             self.server.hosted_connected(self)
 
@@ -168,7 +174,8 @@ def stream_protocol(
         except asyncio.CancelledError:
             writer.transport.abort()
         except Exception as exc:
-            if not isinstance(exc, ConnectionError):
+            # When the peer has gone, that it has is no news.
+            if not (isinstance(exc, ConnectionError) and writer.transport.is_closing()):
                 peer = format_address(writer.get_extra_info("peername"))
                 name = getattr(handler, "__qualname__", repr(handler))
                 logger.error(

@@ -46,8 +46,14 @@ _FEW_DESCRIPTORS = 480
 _ACCEPTED = 0.0
 _OVERDUE = -1.0
 
+# Seconds that a handler may take to be cancelled.
+_TASK_PATIENCE = 1.0
+
 # Seconds past its deadline after which a handshake that nobody has told us of is over.
 _HANDSHAKE_SLACK = 1.0
+
+
+_OWN_CONNECTION_MADE = (Protocol.connection_made, Connection.connection_made)
 
 
 class TcpServer(Server):
@@ -157,10 +163,12 @@ class TcpServer(Server):
         if self.kind is Kind.DATAGRAM:
             close_sockets(self._sockets)
             raise ImproperlyConfigured(f"{self.name} serves streams, not datagrams")
+        deadlines = [self.keep_alive, self.stall_timeout]
         if sslcontext is not None:
             self._tls = True
             self._handshake_deadline += handshake_timeout
-        self._sweep = Sweep(self._loop, self._check_deadlines, self.keep_alive, self.stall_timeout)
+            deadlines.append(handshake_timeout)
+        self._sweep = Sweep(self._loop, self._check_deadlines, *deadlines)
         self._shared = shared_sockets
         self._acceptor = Acceptor(
             self._loop,
@@ -201,7 +209,11 @@ class TcpServer(Server):
         :param linger: seconds for which an idle connection may still bring a request,
             which is answered before the connection is closed
         """
-        if self._ending:
+        if self.fired_event("finish"):
+            return
+        if self._drain is not None and self._drain.running:
+            if timeout is not None and timeout <= 0:
+                self.abort()
             await self.event("finish")  # type: ignore[misc]
             return
         self._ending = True
@@ -224,7 +236,11 @@ class TcpServer(Server):
     async def _abort_the_rest(self, drain: Drain) -> None:
         self.abort()
         if self._tasks:
-            await asyncio.wait(self._tasks)
+            _, stubborn = await asyncio.wait(self._tasks, timeout=_TASK_PATIENCE)
+            if stubborn:
+                self.logger.warning(
+                    "%s: %d handlers will not be cancelled", self.name, len(stubborn)
+                )
         await drain.forget_the_aborted()
 
     def abort(self) -> None:
@@ -232,6 +248,9 @@ class TcpServer(Server):
         for member in list(self._members):
             if member.made:
                 member.abort()
+            else:
+                del self._members[member]  # when it is made: see protocol_connected
+                self.attentive = True
         for task in self._tasks:
             task.cancel()
 
@@ -280,6 +299,7 @@ class TcpServer(Server):
                 )
                 if isinstance(protocol, Protocol):
                     member = protocol
+                    self._guard(protocol)
                 else:
                     member = Hosted(protocol, self, self.keep_alive)
         except Exception:
@@ -297,6 +317,26 @@ class TcpServer(Server):
             self._pause("descriptors", "few descriptors are left (RLIMIT_NOFILE)")
             self._watch_descriptors()
         return protocol  # type: ignore[no-any-return]
+
+    def _guard(self, protocol: Protocol) -> None:
+        """See to it that an error in a subclass's ``connection_made`` ends the connection.
+
+        uvloop would leave it open, and deaf, for ever.
+        """
+        made = protocol.connection_made
+        if made.__func__ in _OWN_CONNECTION_MADE or not hasattr(protocol, "__dict__"):  # type: ignore[attr-defined]
+            return
+
+        def connection_made(transport: asyncio.BaseTransport) -> None:
+            del protocol.connection_made
+            try:
+                made(transport)
+            except BaseException:
+                transport.abort()  # type: ignore[attr-defined]
+                self._lost(protocol)
+                raise
+
+        protocol.connection_made = connection_made  # type: ignore[method-assign]
 
     def protocol_connected(self, protocol: PulsarProtocol) -> None:
         """See ``Producer.protocol_connected``."""
@@ -318,11 +358,12 @@ class TcpServer(Server):
         self._lost(hosted)
 
     def _made_late(self, member: Member) -> None:
-        if self._ending and member not in self._members:
-            member.abort()  # its handshake has outlasted the drain
+        if member not in self._members:
+            member.abort()  # its handshake has outlasted a drain, or an abort
 
     def _lost(self, member: Member) -> None:
-        self._members.pop(member, None)
+        if self._members.pop(member, None) is None:
+            return
         if self.max_requests is not None and not isinstance(member, Connection):
             # Its requests cannot be seen: the connection counts as one.
             self.requests_processed += 1

@@ -79,11 +79,12 @@ class Sweep:
 
 
 # struct tcp_info of linux/tcp.h: eight bytes of flags and state, then 32-bit
-# words; the tenth and twelfth are the milliseconds since data was last sent and
-# last received.
-_TCP_INFO_SIZE = 8 + 4 * 12
+# words, of which the tenth and twelfth are the milliseconds since data was last sent
+# and last received; later, the numbers of segments with data in and out.
+_TCP_INFO_SIZE = 160
 _LAST_DATA_SENT = 8 + 4 * 9
 _LAST_DATA_RECV = 8 + 4 * 11
+_DATA_SEGMENTS_IN = 152
 
 
 def silence(transport: Any) -> tuple[float, float] | None:
@@ -98,8 +99,12 @@ def silence(transport: Any) -> tuple[float, float] | None:
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SIZE)
         (sent,) = struct.unpack_from("=I", info, _LAST_DATA_SENT)
         (received,) = struct.unpack_from("=I", info, _LAST_DATA_RECV)
-    except (OSError, struct.error):
+        inward, outward = struct.unpack_from("=II", info, _DATA_SEGMENTS_IN)
+    except (AttributeError, OSError, struct.error):
         return None  # closed meanwhile
+    if inward and not outward:
+        # The clock of the kernel is coarse: it may count the accept as a sending.
+        sent = max(sent, received + 1)
     return received / 1000, sent / 1000
 
 
@@ -136,8 +141,19 @@ class Watched:
             self.close()
 
     def check_deadlines(self, now: float, stall_timeout: float | None) -> None:
-        """Called by the server's sweep: close after ``timeout`` seconds of silence."""
-        if self.timeout and not self.transport.is_closing():
-            times = silence(self.transport)
-            if times is not None and min(times) >= self.timeout:
-                self.close()
+        """Called by the server's sweep: close after ``timeout`` seconds of silence.
+
+        One that is closing and has been silent for ``stall_timeout`` seconds, since
+        its peer does not read, is aborted.
+        """
+        closing = self.transport.is_closing()
+        limit = stall_timeout if closing else self.timeout
+        if not limit:
+            return
+        times = silence(self.transport)
+        if times is None or min(times) < limit:
+            return
+        if closing:
+            self.transport.abort()
+        else:
+            self.close()
