@@ -235,9 +235,6 @@ def test_a_certificate_that_cannot_be_read_changes_nothing(
         assert says_hello(old)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the loops wait for the peer's close_notify, which it owes nobody"
-)
 def test_an_idle_client_that_does_not_read_does_not_hold_up_the_end(
     tls: Start, certs: Certificates
 ) -> None:
