@@ -72,7 +72,7 @@ def test_the_life_of_a_server(tcp: Flavour, run: Callable[..., Any]) -> None:
         with await tcp.connect(server) as peer:
             await echoes(peer)
             info = server.info()
-            assert info.pop("uptime") > 0
+            assert info.pop("uptime") >= 0  # uvloop counts milliseconds
             assert info == {
                 "name": "mine",
                 "kind": "consumer",
