@@ -440,7 +440,11 @@ def test_a_thing_that_is_not_there(refused: Typed, here: Path, target: str, sent
     assert sentence in err
 
 
-def test_a_module_beside_us_wins_over_an_installed_one(typed: Typed, here: Path) -> None:
+def test_a_module_beside_us_wins_over_an_installed_one(
+    typed: Typed, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "dns"]:
+        monkeypatch.delitem(sys.modules, name)
     (here / "dns.py").write_text("from things import Echo as application\n")
     assert typed("dns", "--check")[0] == 0
 

@@ -673,7 +673,7 @@ async def pausing_and_resuming(at: Flavour) -> None:
                 assert server.sessions == sessions
                 assert server._server is None
                 server.resume()
-                assert server.accepting
+                assert server.info()["accepting"]
                 await asyncio.gather(*visits)
                 assert server.sessions == sessions + 3
 
