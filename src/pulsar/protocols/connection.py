@@ -66,6 +66,7 @@ _EOF_LINGER = 5.0
 
 
 _new = object.__new__
+_SIMPLE = PLAIN | MUTE
 
 
 def _no_factory() -> ProtocolConsumer:
@@ -200,7 +201,17 @@ class Connection(FlowControl, Protocol):
                     if self._client:
                         self._unsolicited(data)
                         break
-                    consumer = self._new_consumer()
+                    producer = self.producer
+                    if self._shape == _SIMPLE and (producer is None or not producer.forwards):
+                        # As _new_consumer does, without calling it.
+                        consumer = _new(self._consumer_factory)  # type: ignore[arg-type]
+                        consumer._events = None
+                        consumer._state = NEW
+                        consumer.request = None
+                        consumer.connection = self
+                        self._consumer = consumer
+                    else:
+                        consumer = self._new_consumer()
                 if consumer._state == NEW:
                     consumer._state = STARTED
                     if consumer._events is not None:
