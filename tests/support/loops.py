@@ -8,6 +8,7 @@ Leaves: the fixtures ``loop_kind`` and ``run`` to plugin.py.
 
 import asyncio
 import traceback
+import warnings
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -56,9 +57,18 @@ def run(
     handler = LoopErrors()
     _handlers.append(handler)
     try:
-        with asyncio.Runner(debug=False, loop_factory=KINDS[loop]) as runner:
+        with (
+            warnings.catch_warnings(),
+            asyncio.Runner(debug=False, loop_factory=KINDS[loop]) as runner,
+        ):
             runner.get_loop().set_exception_handler(handler)
-            result = runner.run(_before(timeout, coro))
+            try:
+                result = runner.run(_before(timeout, coro))
+            except BaseException:
+                # A test that fails leaves things open. Where the warning of them is an
+                # error, uvloop does not close them, and waits for their end for ever.
+                warnings.simplefilter("ignore", ResourceWarning)
+                raise
     except BaseException as error:
         for context in handler.take():
             error.add_note(describe(context))
