@@ -11,6 +11,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 from ..errors import ImproperlyConfigured
@@ -69,29 +70,45 @@ class DatagramServer(Server):
             raise ImproperlyConfigured(
                 f"{self.name} serves datagrams: accepted is a DatagramProtocol class or factory"
             )
-        for sock in sockets:
-            sock.setblocking(False)
-            transport, _ = await loop.create_datagram_endpoint(self.create_protocol, sock=sock)
-            self._transports.append(transport)
+        try:
+            for sock in sockets:
+                sock.setblocking(False)
+                # Made here: uvloop leaves its transport behind when a factory raises.
+                protocol = self.create_protocol()
+                transport, _ = await loop.create_datagram_endpoint(
+                    partial(_same, protocol), sock=sock
+                )
+                self._transports.append(transport)
+        except BaseException:
+            self.abort()
+            close_sockets(sockets)
+            raise
         self.fire_event("start")
 
     def create_protocol(self, **kw: Any) -> asyncio.DatagramProtocol:
-        """Called by the loop for each socket: the protocol that serves it."""
+        """Called for each socket: the protocol that serves it."""
         assert self._maker is not None
         self.sessions += 1
         protocol: Any = self._maker(session=self.sessions, producer=self, loop=self._loop, **kw)
         if self.max_requests is not None:
-            received = protocol.datagram_received
-
-            def counted(data: bytes, addr: Any) -> None:
-                received(data, addr)
-                self.requests_processed += 1
-                if self.requests_processed == self.max_requests:
-                    self.max_requests_reached()
-
             # Only then: without a limit nothing stands in the way of a datagram.
-            protocol.datagram_received = counted
+            self._count_datagrams(protocol)
         return protocol  # type: ignore[no-any-return]
+
+    def _count_datagrams(self, protocol: Any) -> None:
+        received = protocol.datagram_received
+
+        def counted(data: bytes, addr: Any) -> None:
+            self.requests_processed += 1
+            self.count_request()
+            received(data, addr)
+
+        try:
+            protocol.datagram_received = counted
+        except AttributeError:  # it has __slots__: see Hosted
+            cls = type(protocol)
+            names = {"__slots__": (), "datagram_received": staticmethod(counted)}
+            protocol.__class__ = type(cls.__name__, (cls,), names)
 
     def abort(self) -> None:
         """Close at once; what was not sent is dropped."""
@@ -121,6 +138,10 @@ class DatagramServer(Server):
         await asyncio.sleep(0)  # connection_lost is a callback away
         close_sockets(self._sockets)
         self.fire_event("finish")
+
+
+def _same(protocol: asyncio.DatagramProtocol) -> asyncio.DatagramProtocol:
+    return protocol
 
 
 def _buffered(transport: Any) -> int:
