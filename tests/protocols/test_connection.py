@@ -880,6 +880,7 @@ def test_a_request_that_ends_while_the_peer_does_not_read(run: Callable[..., Any
         assert len(Consumer.made) == 1  # the next one waits until the peer reads
         assert not transport.reading
         transport.drain()
+        await asyncio.sleep(0)
         assert Consumer.made[1].line == b"two"
 
     run(main())
@@ -1136,8 +1137,8 @@ def test_a_half_close_that_the_consumer_answers() -> None:
     assert transport.closing
 
 
-def test_reading_does_not_start_again_behind_the_end(run: Callable[..., Any]) -> None:
-    """A loop would tell of the same end once more."""
+def test_a_half_close_in_a_long_answer(run: Callable[..., Any]) -> None:
+    """Reading does not start again, for a loop would tell of the same end once more."""
 
     async def main() -> None:
         Consumer = slow()
@@ -1145,11 +1146,59 @@ def test_reading_does_not_start_again_behind_the_end(run: Callable[..., Any]) ->
         connection.data_received(b"one\n")
         assert connection.eof_received()
         transport.clogged = True
-        Consumer.made[0].write(b"x" * 70_000)
+        waiter = Consumer.made[0].write(b"x" * 70_000)
         assert not transport.reading
         transport.drain()
+        await waiter
+        await asyncio.sleep(0)
         assert not transport.reading
+        assert not transport.closing  # whoever has waited may write more
         Consumer.made[0].answer()
+        assert transport.sent.endswith(b"xONE\n")
+        assert transport.closing
+
+    run(main())
+
+
+def test_a_pipeline_that_ends_the_connection_when_the_peer_reads_again(
+    run: Callable[..., Any],
+) -> None:
+    """asyncio's transports cannot bear to be closed inside ``resume_writing``."""
+
+    class Ending(Line):
+        def data_received(self, data: bytes) -> bytes | None:
+            if data.startswith(b"end"):
+                assert self.connection is not None
+                self.connection.close()
+                return None
+            _, _, tail = data.partition(b"\n")
+            self.write(b"x" * 2000)
+            self.finished()
+            return tail
+
+    class Strict(FakeTransport):
+        resuming = False
+
+        def drain(self, size: int | None = None) -> None:
+            self.resuming = True
+            super().drain(size)
+            self.resuming = False
+
+        def close(self) -> None:
+            assert not self.resuming
+            super().close()
+
+    async def main() -> None:
+        connection = Connection(Ending, producer=Server())
+        transport = Strict(connection)
+        connection.connection_made(transport)
+        transport.clogged = True
+        connection.data_received(b"\n" * 64 + b"end\n")
+        assert connection.writing_paused
+        assert connection.requests_processed == 64
+        transport.drain()
+        assert not transport.closing
+        await asyncio.sleep(0)
         assert transport.closing
 
     run(main())

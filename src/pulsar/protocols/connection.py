@@ -91,7 +91,6 @@ class Connection(FlowControl, Protocol):
         "_closing",
         "_consumer",
         "_consumer_factory",
-        "_ended",
         "_eof",
         "_high_limit",
         "_holds",
@@ -155,10 +154,8 @@ class Connection(FlowControl, Protocol):
         self._closing = False
         # Close as soon as no request is in progress.
         self._last_request = False
-        # The peer has ended its side.
-        self._eof = False
         # The peer has ended its side: there is nothing more to read.
-        self._ended = False
+        self._eof = False
         # For the sweep: the last mark, when it was first seen, and the size of
         # the transport's buffer at that time.
         self._activity = READ
@@ -284,7 +281,6 @@ class Connection(FlowControl, Protocol):
 
         Returns True, which keeps our side open, while a request is in progress.
         """
-        self._ended = True
         consumer = self._consumer
         if consumer is not None and consumer._state == STARTED:
             try:
@@ -341,9 +337,17 @@ class Connection(FlowControl, Protocol):
     def resume_writing(self, exc: BaseException | None = None) -> None:
         """Called by the transport: the peer reads again; go on where we stopped."""
         super().resume_writing(exc)
-        if not self._closing and self._transport is not None:
+        if not self._closing:
             self._activity = WROTE
-            self._continue()
+            if self._loop is None:
+                self._go_on()
+            else:
+                # Not in here: asyncio's transport cannot bear to be closed meanwhile.
+                self._loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        if not self._closing:
+            self._continue(writing=True)
 
     # Requests
 
@@ -500,8 +504,11 @@ class Connection(FlowControl, Protocol):
             self._tail_for_next = for_next
             self._transport.pause_reading()
 
-    def _continue(self) -> None:
-        """Go on after a pause: the held tail first, then the transport."""
+    def _continue(self, writing: bool = False) -> None:
+        """Go on after a pause: the held tail first, then the transport.
+
+        :param writing: writing has resumed, so whoever has waited for that may write more
+        """
         if self._paused or self._holds or self._out is not None:
             return
         tail = self._tail
@@ -515,10 +522,10 @@ class Connection(FlowControl, Protocol):
                 self.data_received(tail)
         if self._closing:
             return
-        if self._last_request and not self.busy:
+        if self._last_request and not self.busy and not writing:
             self._close()
-        elif self._tail is None and not self._paused:
-            self._transport.resume_reading()
+        elif not self._eof and self._tail is None and not self._paused:
+            self._transport.resume_reading()  # behind the end it would be told of it again
 
     def _unsolicited(self, data: bytes) -> None:
         # Whatever it is, it would be taken for the answer to the next request.
