@@ -180,8 +180,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture
-def typed(here: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[Any, str, str]]:
+def typed(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[Any, str, str]]:
     """Run a command line in this process; gives exit code, output and complaints."""
+    # Without workers; a process tree says the same, see test_a_tree_says_the_same.
+    monkeypatch.setenv("PULSAR_CONCURRENCY", "thread")
 
     def typed(*arguments: str) -> tuple[Any, str, str]:
         code: Any = 0
@@ -275,7 +279,7 @@ def test_help_is_grouped_and_names_the_variables(typed: Typed) -> None:
     assert (code, err) == (0, "")
     assert out.startswith("usage: pulsar serve MODULE:THING [options]\n")
     headings = re.findall(r"^([A-Z]\w+):$", out, re.M)
-    assert headings == ["General", "Workers", "Logging", "Sockets", "Limits", "TLS"]
+    assert headings == ["General", "Workers", "Process", "Logging", "Sockets", "Limits", "TLS"]
     words = " ".join(out.split())
     assert "[default: 127.0.0.1:8060; PULSAR_BIND]" in words
     assert "[default: 75; PULSAR_KEEP_ALIVE]" in words

@@ -20,11 +20,25 @@ MODULES = {
 # Each part of the package may import from the floors below its own. Parts of
 # one floor do not know each other, except on the ground floor.
 FLOORS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "events", "log", "net", "sockets", "system", "tls", "version"}),
+    frozenset(
+        {
+            "cpus",
+            "errors",
+            "events",
+            "log",
+            "net",
+            "pidfile",
+            "privileges",
+            "sockets",
+            "system",
+            "tls",
+            "version",
+        }
+    ),
     frozenset({"wire", "config", "protocols"}),
     frozenset({"clients"}),
     frozenset({"actors"}),
-    frozenset({"application"}),
+    frozenset({"application", "console"}),
     frozenset({"apps"}),
     frozenset({"cli", "testing"}),
     frozenset({"__main__"}),

@@ -9,11 +9,19 @@ from .system import refuse_mixed_installation
 
 refuse_mixed_installation(Path(__file__).parent)
 
-from .application import Application, get_application
+from .actors.actor import Actor
+from .actors.commands import command
+from .actors.current import get_actor, send, spawn
+from .actors.proxy import ActorProxy
+from .actors.tree import arbiter
+from .application import Application, MultiApp, get_application
 from .clients import AbstractClient, AbstractUdpClient, Pool, PoolConnection, task
 from .config import Config, Setting
 from .errors import (
+    ActorError,
+    ActorGone,
     ClientError,
+    CommandNotFound,
     ConnectionClosed,
     ConnectTimeout,
     FrameTooLarge,
@@ -22,6 +30,7 @@ from .errors import (
     PoolTimeout,
     ProtocolError,
     PulsarException,
+    RemoteError,
 )
 from .events import AbortEvent, Event, EventHandler, OneTime
 from .protocols import (
@@ -43,8 +52,13 @@ __all__ = [
     "AbortRequest",
     "AbstractClient",
     "AbstractUdpClient",
+    "Actor",
+    "ActorError",
+    "ActorGone",
+    "ActorProxy",
     "Application",
     "ClientError",
+    "CommandNotFound",
     "Config",
     "ConnectTimeout",
     "Connection",
@@ -56,6 +70,7 @@ __all__ = [
     "FlowControl",
     "FrameTooLarge",
     "ImproperlyConfigured",
+    "MultiApp",
     "OneTime",
     "Pool",
     "PoolClosed",
@@ -67,9 +82,15 @@ __all__ = [
     "ProtocolError",
     "PulsarException",
     "PulsarProtocol",
+    "RemoteError",
     "Setting",
     "TcpServer",
     "__version__",
+    "arbiter",
+    "command",
+    "get_actor",
     "get_application",
+    "send",
+    "spawn",
     "task",
 ]

@@ -1,6 +1,6 @@
 """Applications: something to serve, its settings, and ``start``.
 
-Owns: ``Application`` and ``get_application``.
+Owns: ``Application``, ``MultiApp`` and ``get_application``.
 Leaves: sockets to ``apps.socket``, running to ``actors``, settings to ``config``.
 """
 
@@ -13,21 +13,28 @@ import inspect
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
-from .actors.single import BOOT_FAILED, SingleProcess
+from .actors.arbiter import Arbiter
+from .actors.forkserver import Loaded
+from .actors.served import BOOT_FAILED, Listening, plain_settings
+from .actors.single import SingleProcess
+from .actors.tree import can_fork, run_tree
 from .config import Config, render_config
 from .errors import ImproperlyConfigured
 from .events import EventHandler
-from .log import LOG_LEVELS
+from .log import setup_logging
 
-__all__ = ["Application", "get_application"]
+__all__ = ["Application", "MultiApp", "get_application"]
 
 logger = logging.getLogger("pulsar.server")
 
 _running: dict[str, Application] = {}
+
+# Functions of the user's that an application calls: see Application.
+HOOKS = ("when_ready", "post_fork", "on_worker_start", "on_worker_stop")
 
 # The exit code of a command line, an environment or a file that cannot be used.
 USAGE = 2
@@ -42,6 +49,11 @@ class Application(EventHandler):
     :param load_config: False: ``start`` reads no command line, environment or file
     :param name: for logs and ``get_application``; by default the class's, in lower case
     :param description: for ``--help``; by default the class's docstring
+    :param when_ready: called with the application when all workers serve, in the
+        process of the arbiter; in the fork server when that alone has the code
+    :param post_fork: called with the worker first thing in each worker process
+    :param on_worker_start: called with the worker when it serves; plain or ``async``
+    :param on_worker_stop: called with the worker when it serves no more; plain or ``async``
     :param params: settings by name; flags, environment and file count more
 
     Raises ``ImproperlyConfigured`` for an unknown setting or a bad value.
@@ -66,13 +78,14 @@ class Application(EventHandler):
         self._load_config = load_config
         if name is not None:
             params["name"] = name
+        self._hooks = {hook: params.pop(hook) for hook in HOOKS if hook in params}
         doc = inspect.getdoc(type(self)) or ""
         self.cfg = Config(
             apps=self.cfg_apps, description=description or doc.partition("\n")[0], **params
         )
         # Reads flags, environment and file into a Config: once now, again at a reload.
         self._read: Callable[[Config], None] = _read_nothing
-        self._runner: SingleProcess | None = None
+        self._runner: SingleProcess | Arbiter | None = None
 
     @property
     def name(self) -> str:
@@ -123,7 +136,7 @@ class Application(EventHandler):
             if self.cfg.print_config:
                 sys.stdout.write(render_config(self.cfg))
                 return
-            self._change_directory()
+            self.change_directory()
         except ImproperlyConfigured as exc:
             self._exit(USAGE, exc)
         try:
@@ -151,18 +164,50 @@ class Application(EventHandler):
     def _serve(self) -> None:
         if self.name in _running:
             raise ImproperlyConfigured(f"an application called {self.name} is running already")
-        self._warn_of_workers()
         _running[self.name] = self
-        self._runner = SingleProcess(self)
+        code = 0
         try:
-            self._runner.run()
+            if self.serves_alone():
+                self._runner = SingleProcess(self)
+                self._runner.run()
+            else:
+                code = self._run_tree()
         finally:
             self._runner = None
             del _running[self.name]
             if not self.fired_event("stop"):
                 self.fire_event("stop")
+        if code:
+            raise SystemExit(code)
 
-    def _change_directory(self) -> None:
+    def loaded(self) -> Loaded:
+        """What the fork server serves."""
+        return Loaded([self], plain_settings(self.cfg))
+
+    def _run_tree(self) -> int:
+        root = Arbiter([self], cfg=self.cfg, title=self.name)
+        self._runner = root
+        return run_tree(self.loaded, self.cfg, [self], root=root, prepare=self.prepare)
+
+    def serves_alone(self) -> bool:
+        """Whether one process serves, without an arbiter and workers.
+
+        Raises ``ImproperlyConfigured`` when workers are asked for and cannot be had.
+        """
+        cfg = self.cfg
+        if cfg.concurrency == "thread" or not cfg.workers:
+            return True
+        if can_fork():
+            return False
+        if cfg.workers > 1 or cfg.origin("concurrency") != "default":
+            raise ImproperlyConfigured(
+                "worker processes need the main thread of a system with fork: "
+                "set concurrency to thread"
+            )
+        return True
+
+    def change_directory(self) -> None:
+        """Go to ``chdir``, if it is set. Raises ``ImproperlyConfigured``."""
         directory = self.cfg.chdir
         if directory is not None:
             try:
@@ -172,18 +217,66 @@ class Application(EventHandler):
                     f"cannot change to the directory {directory}: {exc.strerror}"
                 ) from exc
 
-    def _warn_of_workers(self) -> None:
-        cfg = self.cfg
-        if cfg.concurrency == "process" and cfg.workers > 1:
-            cfg.warnings.append(
-                f"workers is {cfg.workers}, but this version serves from one process"
-            )
-
     def _exit(self, code: int, exc: Exception) -> NoReturn:
         sys.stderr.write(f"{self.name}: error: {exc}\n")
         raise SystemExit(code)
 
     # What the runner calls
+
+    def prepare(self) -> None:
+        """Called before privileges are dropped, for what needs them. Does nothing here."""
+
+    def describe(self) -> dict[str, Any]:
+        """What the arbiter must know of this application, as plain data.
+
+        ``name``; ``title``, for the titles of processes; ``settings``, see
+        ``plain_settings``; ``listen``, the addresses to listen on, see ``Listen``;
+        ``secure``, whether they speak TLS; ``alone``, whether it wants no workers.
+        """
+        return {
+            "name": self.name,
+            "title": str(self.cfg.process_name or self.name),
+            "settings": plain_settings(self.cfg),
+            "listen": [],
+            "secure": False,
+            "alone": self.serves_alone(),
+        }
+
+    def forked(self, worker: Any) -> None:
+        """Called first thing in a worker process."""
+        _running[self.name] = self
+        if "post_fork" in self._hooks:
+            self._hooks["post_fork"](worker)
+
+    def ready_in_fork_server(self) -> None:
+        """Called in the fork server when all workers serve, if the arbiter has no code."""
+        if "when_ready" in self._hooks:
+            self._hooks["when_ready"](self)
+
+    async def worker_hook(self, name: str, worker: Any) -> None:
+        """Called to run ``on_worker_start`` and ``on_worker_stop``."""
+        hook = self._hooks.get(name)
+        if hook is not None:
+            result = hook(worker)
+            if inspect.isawaitable(result):
+                await result
+
+    def inherit(self, listening: Sequence[Listening], balance: Any) -> None:
+        """Called in a worker with the sockets to listen on, before ``worker_start``."""
+
+    async def adopt(self, listening: Sequence[Listening]) -> None:
+        """Called to listen on sockets of a worker that is not there, too."""
+
+    async def release(self, listening: Sequence[Listening]) -> None:
+        """Called to listen on these sockets no more; the caller closes them."""
+
+    def figures(self) -> dict[str, int]:
+        """Counters that the arbiter collects: ``connections`` and ``requests``."""
+        return {}
+
+    def in_hand(self) -> list[str]:
+        """A line for each request that is being served, for the log of a stuck worker."""
+        return []
 
     async def monitor_start(self, monitor: Any) -> None:
         """Called where sockets are bound, before any worker starts. Does nothing here."""
@@ -200,6 +293,7 @@ class Application(EventHandler):
     def started(self) -> None:
         """Called when the application is served: fires ``start``."""
         self.fire_event("start")
+        self.ready_in_fork_server()
 
     def description_lines(self) -> list[str]:
         """What to log when the application is served."""
@@ -229,8 +323,94 @@ class Application(EventHandler):
 
         Raises ``ImproperlyConfigured`` before anything has changed.
         """
-        if "log_level" in changed:
-            logging.getLogger("pulsar").setLevel(LOG_LEVELS[cfg.log_level])
+        if not {"log_level", "log_format", "log_file"}.isdisjoint(changed):
+            setup_logging(cfg.log_level, cfg.log_format, cfg.log_file)
+
+
+class MultiApp(Application):
+    """Several applications in one process tree: one arbiter, workers for each of them.
+
+    :param applications: what is served; or override ``build``
+    :param params: settings of the tree, such as ``pidfile``, ``control``, ``log_level``
+
+    The command line, the environment and the file give the settings that every
+    application has, such as ``workers``, for all of them; what belongs to one, such as
+    ``bind``, is given in code.
+    """
+
+    def __init__(
+        self,
+        *applications: Application,
+        load_config: bool = True,
+        name: str | None = None,
+        description: str | None = None,
+        **params: Any,
+    ) -> None:
+        super().__init__(None, load_config, name=name, description=description, **params)
+        self._given = applications
+        self._applications: list[Application] | None = None
+
+    def build(self) -> Iterable[Application]:
+        """The applications; by default those that were given."""
+        return self._given
+
+    @property
+    def applications(self) -> list[Application]:
+        """The applications, with what was given from outside in their settings.
+
+        Raises ``ImproperlyConfigured`` when there are none, or two have one name.
+        """
+        if self._applications is None:
+            self._applications = list(self.build())
+            names = [application.name for application in self._applications]
+            if not names:
+                raise ImproperlyConfigured(f"{self.name} has no applications")
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ImproperlyConfigured(
+                    f"{self.name} has two applications called {twice[0]}: give one another name"
+                )
+            for application in self._applications:
+                given = [name for name in self.cfg if self.cfg.is_set(name) and name != "name"]
+                application.cfg.take(self.cfg, given)
+        return self._applications
+
+    def check(self) -> None:
+        """Look at each application."""
+        for application in self.applications:
+            application.check()
+
+    def serves_alone(self) -> bool:
+        """See ``Application.serves_alone``: one process cannot serve several applications."""
+        if super().serves_alone():
+            raise ImproperlyConfigured(
+                f"{self.name} serves {len(self.applications)} applications: it needs workers"
+            )
+        return False
+
+    def _run_tree(self) -> int:
+        applications = self.applications
+        for application in applications:
+            _running[application.name] = application
+        root = Arbiter(applications, cfg=self.cfg, title=self.name)
+        self._runner = root
+        try:
+            return run_tree(self.loaded, self.cfg, applications, root=root, prepare=self.prepare)
+        finally:
+            for application in applications:
+                _running.pop(application.name, None)
+
+    def prepare(self) -> None:
+        """Prepare each application."""
+        for application in self.applications:
+            application.prepare()
+
+    def loaded(self) -> Loaded:
+        """What the fork server serves."""
+        return Loaded(self.applications, plain_settings(self.cfg))
+
+    def started(self) -> None:
+        """Called by nobody: it is its applications that are started."""
 
 
 async def get_application(name: str) -> Application:

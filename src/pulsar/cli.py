@@ -15,11 +15,15 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .actors.single import NOT_LOADABLE
+from .actors.forkserver import Loaded
+from .actors.served import BOOT_FAILED, NOT_LOADABLE
+from .actors.tree import ServeAlone, can_fork, run_tree
 from .application import USAGE as BAD_USAGE
 from .application import Application
 from .apps.socket import SocketServer, UdpSocketServer
 from .config import Config, FlagParser, settings_of
+from .console import COMMANDS
+from .console import main as console
 from .errors import ImproperlyConfigured
 from .net import parse_bind
 from .protocols.kinds import is_datagram_class
@@ -34,6 +38,9 @@ DESCRIPTION = """
     factory of either, a coroutine function handler(reader, writer), or a pulsar application.
 """
 
+# Flags that are answered without serving.
+_ONLY_LOOKS = frozenset({"-h", "--help", "-V", "--version"})
+
 # What MODULE alone stands for, as with gunicorn.
 DEFAULT_THING = "application"
 
@@ -45,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     the application cannot be imported or found.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0] in COMMANDS:
+        console(arguments)
+        return
     if arguments and arguments[0] == "serve":
         del arguments[0]
     if arguments in (["--version"], ["-V"]):
@@ -66,26 +76,65 @@ def serve(arguments: list[str]) -> None:
             if behind
             else "MODULE:THING is missing: what shall be served? (pulsar --help explains)"
         )
+    cfg = _first_look(arguments)
+    try:
+        if _wants_workers(arguments, cfg):
+            _serve_in_tree(target, arguments, cfg)
+            return
+    except ServeAlone:
+        pass  # the application itself says so: by now nothing of it is left here
+    except ImproperlyConfigured as exc:
+        _exit(BOOT_FAILED, str(exc), name=cfg.name or target)
+    _find(target, arguments, cfg).start()
+
+
+def _wants_workers(arguments: list[str], cfg: Config) -> bool:
+    """Whether workers serve, as far as that can be told without the application."""
+    only_looks = cfg.check or cfg.print_config or not _ONLY_LOOKS.isdisjoint(arguments)
+    return bool(not only_looks and cfg.concurrency == "process" and cfg.workers and can_fork())
+
+
+def _serve_in_tree(target: str, arguments: list[str], cfg: Config) -> None:
+    """Be the arbiter: the application is imported where the workers come from, never here."""
+
+    def load() -> Loaded:
+        application = _find(target, arguments, cfg)
+        application.change_directory()
+        return application.loaded()
+
+    def prepare() -> None:
+        if cfg.cert_file is not None:
+            SocketServer(None, **_tls_files(cfg)).prepare()
+
+    code = run_tree(load, cfg, title=cfg.name or target, prepare=prepare)
+    if code:
+        raise SystemExit(code)
+
+
+def _tls_files(cfg: Config) -> dict[str, Any]:
+    section = [name for name, setting in cfg.settings.items() if setting.section == "TLS"]
+    return {name: cfg.get(name) for name in section if cfg.is_set(name)}
+
+
+def _find(target: str, arguments: list[str], cfg: Config) -> Application:
+    """Import what ``target`` names; its application, with its settings."""
     here = Path.cwd()
-    directory = _first_look(arguments, "chdir").chdir
-    if directory is not None:
-        _change_directory(directory)
+    if cfg.chdir is not None:
+        _change_directory(cfg.chdir)
     thing = _load(target)
-    if directory is not None:
-        os.chdir(here)  # the paths in settings are taken from there
-    application = _application(thing, target, arguments)
+    os.chdir(here)  # the paths in settings are taken from there
+    application = _application(thing, target, cfg)
     namespace = _parser(application).parse_args(arguments)
     try:
         application.load_config(namespace=namespace)
     except ImproperlyConfigured as exc:
         _exit(BAD_USAGE, str(exc))
-    application.start()
+    return application
 
 
-def _first_look(arguments: list[str], *names: str) -> Config:
-    """A few settings, before it is known which others there are."""
-    settings = settings_of(SocketServer.cfg_apps)
-    cfg = Config(settings=[settings[name] for name in ("config", *names)])
+def _first_look(arguments: list[str]) -> Config:
+    """The settings that every server has, before it is known which others there are."""
+    cfg = Config(settings=settings_of(SocketServer.cfg_apps).values())
     parser = FlagParser(prog="pulsar", add_help=False, allow_abbrev=False)
     cfg.add_flags(parser)
     namespace, _ = parser.parse_known_args(arguments)
@@ -117,13 +166,13 @@ def _parser(application: Application) -> FlagParser:
     return parser
 
 
-def _application(thing: Any, target: str, arguments: list[str]) -> Application:
+def _application(thing: Any, target: str, cfg: Config) -> Application:
     """The application that serves ``thing``, named after its ``target``."""
     if isinstance(thing, Application):
         return thing
     if isinstance(thing, type) and issubclass(thing, Application):
         return thing()
-    if _is_for_datagrams(thing, _first_look(arguments, "bind", "kind")):
+    if _is_for_datagrams(thing, cfg):
         return UdpSocketServer(thing, name=target)
     return SocketServer(thing, name=target)
 
@@ -185,6 +234,6 @@ def _exit_with_traceback(name: str) -> NoReturn:
     _exit(NOT_LOADABLE, f"the module {name!r} cannot be imported, see the traceback above")
 
 
-def _exit(code: int, message: str) -> NoReturn:
-    sys.stderr.write(f"pulsar: error: {message}\n")
+def _exit(code: int, message: str, *, name: str = "pulsar") -> NoReturn:
+    sys.stderr.write(f"{name}: error: {message}\n")
     raise SystemExit(code)

@@ -59,3 +59,30 @@ class PoolClosed(ClientError):
 
 class ConnectionClosed(ClientError, ConnectionError):
     """The peer closed the connection before the response was complete."""
+
+
+class ActorError(PulsarException):
+    """Base of what goes wrong between actors."""
+
+
+class ActorGone(ActorError, ConnectionError):
+    """The actor that a message was for does not exist, or has ended."""
+
+
+class CommandNotFound(ActorError, LookupError):
+    """The actor has no such command."""
+
+
+class RemoteError(ActorError):
+    """An error in another actor that cannot be rebuilt here; its text says what it was."""
+
+
+class ReloadFailed(PulsarException):
+    """The next generation could not start; the one that serves goes on.
+
+    The message says why, with the traceback of the new code where it raised.
+    """
+
+
+class ControlError(PulsarException):
+    """A server or a client on the control socket said no, or what nobody understands."""

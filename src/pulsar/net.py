@@ -12,7 +12,7 @@ import re
 import socket
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, cast
 
 from pulsar.errors import ImproperlyConfigured
@@ -82,6 +82,12 @@ class Bind:
     def abstract(self) -> bool:
         """True for a Unix socket that has a name but no file."""
         return self.path.startswith("@")
+
+    def absolute(self) -> "Bind":
+        """The same, with a path that does not depend on the working directory."""
+        if self.scheme != "unix" or self.abstract:
+            return self
+        return replace(self, path=os.path.abspath(self.path))  # noqa: PTH100 - links stay
 
     def __str__(self) -> str:
         """The canonical text: ``parse_bind`` makes an equal ``Bind`` of it."""

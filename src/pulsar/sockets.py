@@ -166,6 +166,11 @@ class UnixListener(socket.socket):
 
     def close(self) -> None:
         """Close; a path that is gone, replaced or out of reach is left as it is."""
+        self.remove_file()
+        super().close()
+
+    def remove_file(self) -> None:
+        """Let nobody connect any more; who is connected, or queued, stays."""
         if self._file:
             path, device, inode, process = self._file
             self._file = None
@@ -174,7 +179,6 @@ class UnixListener(socket.socket):
                 status = os.lstat(path)
                 if (status.st_dev, status.st_ino, os.getpid()) == (device, inode, process):
                     Path(path).unlink()
-        super().close()
 
 
 # TCP and UDP

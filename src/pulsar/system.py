@@ -1,15 +1,27 @@
 """What pulsar asks of the machine and the interpreter that it runs on.
 
-Owns: the choice of an event loop, and the check for a foreign ``pulsar``.
-Leaves: processes to ``actors``, sockets to ``sockets``.
+Owns: the choice of an event loop, the check for a foreign ``pulsar``, and what the
+kernel says of a process or does for it.
+Leaves: making and ending processes to ``actors``, sockets to ``sockets``.
 """
 
 import asyncio
+import os
+import sys
 from pathlib import Path
 
 from pulsar.errors import ImproperlyConfigured
 
-__all__ = ["new_event_loop", "refuse_mixed_installation"]
+__all__ = [
+    "enable_subreaper",
+    "new_event_loop",
+    "refuse_mixed_installation",
+    "resident_memory",
+    "run_delay",
+    "set_process_title",
+]
+
+_PR_SET_CHILD_SUBREAPER = 36
 
 # Files of Apache Pulsar's client, which is also imported as ``pulsar``.
 _APACHE_FILES = ("tableview.py", "schema", "functions")
@@ -47,3 +59,42 @@ def refuse_mixed_installation(package: Path) -> None:
                 "pulsar-client, the client of Apache Pulsar, which is imported by the same name; "
                 "install them into separate virtual environments"
             )
+
+
+def set_process_title(text: str) -> None:
+    """Show ``text`` as this process in ``ps`` and ``top``, where setproctitle is installed."""
+    try:
+        from setproctitle import setproctitle
+    except ImportError:
+        return
+    setproctitle(text)
+
+
+def resident_memory() -> int:
+    """Bytes of memory that this process has in use, shared ones included; 0: unknown."""
+    try:
+        pages = int(Path("/proc/self/statm").read_bytes().split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def run_delay(pid: int) -> float:
+    """Seconds that the main thread of ``pid`` was ready to run and got no processor.
+
+    Counted since its start. 0.0: unknown, or there is no such process.
+    """
+    try:
+        nanoseconds = int(Path(f"/proc/{pid}/schedstat").read_bytes().split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0.0
+    return nanoseconds / 1e9
+
+
+def enable_subreaper() -> bool:
+    """Become the parent of descendants whose own parent dies; False: not on this system."""
+    if sys.platform != "linux":
+        return False
+    import ctypes
+
+    return bool(ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0)

@@ -131,7 +131,7 @@ def test_orders_are_flags_without_a_twin(refuse):
         ),
         (
             ["-w", "many"],
-            "argument -w/--workers: cannot be 'many': give a whole number, 0 or more",
+            "argument -w/--workers: cannot be 'many': give a whole number, 0 or more, or auto",
         ),
         (
             ["--kind", "consumr"],

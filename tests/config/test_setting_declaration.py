@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from pulsar.config import (
     boolean,
     existing_directory,
     existing_file,
+    file_path,
+    identity,
     log_level,
     non_negative_int,
     positive_int,
@@ -19,6 +22,7 @@ from pulsar.config import (
     render_config,
     seconds,
     settings_of,
+    size,
     text,
 )
 from pulsar.config.setting import literal
@@ -42,6 +46,16 @@ ACCEPTED = [
     (seconds, "2.5", 2.5),
     (seconds, 30, 30),
     (positive_seconds, "0.1", 0.1),
+    (size, 0, 0),
+    (size, "4096", 4096),
+    (size, "512M", 512 * 1024**2),
+    (size, " 2 k ", 2048),
+    (size, "1.5G", 1536 * 1024**2),
+    (size, "3MB", 3 * 1024**2),
+    (size, "3MiB", 3 * 1024**2),
+    (identity, "www-data", "www-data"),
+    (identity, "33", "33"),
+    (identity, 0, "0"),
     (log_level, "info", "info"),
     (log_level, "ERROR", "error"),
     (log_level, logging.DEBUG, "debug"),
@@ -72,6 +86,22 @@ REFUSED = [
     (seconds, False),
     (seconds, [1]),
     (positive_seconds, 0),
+    (size, -1),
+    (size, "-1M"),
+    (size, "M"),
+    (size, "1.5"),
+    (size, "1T"),
+    (size, "1 M B"),
+    (size, "\u0661M"),
+    (size, 1.5),
+    (size, True),
+    (size, ""),
+    pytest.param(size, "9" * 400 + "G", id="size-huge"),
+    (identity, ""),
+    (identity, " "),
+    (identity, -1),
+    (identity, False),
+    (identity, 1.0),
     (log_level, "loud"),
     (log_level, 0),
     (log_level, 15),
@@ -81,6 +111,11 @@ REFUSED = [
     (existing_file, ""),
     (existing_file, "a\0b"),
     (existing_file, 1),
+    (file_path, ""),
+    (file_path, "."),
+    (file_path, "/"),
+    (file_path, "a\0b"),
+    (file_path, 1),
     (existing_directory, "/nowhere/at/all"),
     (existing_directory, 1),
 ]
@@ -106,8 +141,12 @@ def test_paths_become_absolute(tmp_path, monkeypatch):
     assert existing_file("a.pem") == str(tmp_path / "a.pem")
     assert existing_file(Path("a.pem")) == str(tmp_path / "a.pem")
     assert existing_directory(".") == str(tmp_path)
+    assert file_path("a.pem") == str(tmp_path / "a.pem")
+    assert file_path(Path("new/b.pem")) == str(tmp_path / "new" / "b.pem")
     with pytest.raises(ValueError, match="a file that exists"):
         existing_file(".")
+    with pytest.raises(ValueError, match="give the path of a file"):
+        file_path(str(tmp_path))
     with pytest.raises(ValueError, match="a directory that exists"):
         existing_directory("a.pem")
 
@@ -170,7 +209,7 @@ def test_a_declaration_is_all_there_is_to_do(tmp_path, capsys):
     assert (cfg.volume_level, cfg.voices, cfg.mute) == (8, ("bass", "tenor"), False)
     cfg.load(["--volume-level", "9", "--voice", "tenor", "--voice=bass,alto", "--mute"], {})
     assert (cfg.volume_level, cfg.voices, cfg.mute) == (9, ("tenor", "bass", "alto"), True)
-    assert "volume_level     = 9 " in render_config(cfg)
+    assert re.search(r"^volume_level += 9 +# flag --volume-level$", render_config(cfg), re.M)
     with pytest.raises(SystemExit):
         cfg.load(["--help"], {})
     shown = " ".join(capsys.readouterr().out.split())

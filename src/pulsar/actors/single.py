@@ -3,9 +3,9 @@
 Owns: ``SingleProcess``: the loop, the signals, and the order of start and stop.
 Leaves: what is served to the application, through the few methods of ``Served``.
 
-The process tree will be the other way to run an application, through the same
-methods: ``monitor_start`` where the sockets are bound, ``worker_start`` and
-``worker_stop`` where they are served. Here one object plays both parts.
+The process tree is the other way to run an application, through the same methods
+of ``Served``: ``monitor_start`` where it is supervised, ``worker_start`` and
+``worker_stop`` where it is served. Here one object plays both parts.
 """
 
 from __future__ import annotations
@@ -17,51 +17,16 @@ import os
 import signal
 import sys
 import threading
-from typing import Any, Protocol
+from typing import Any
 
-from ..config import Config
 from ..errors import ImproperlyConfigured
 from ..log import setup_logging
 from ..system import new_event_loop
+from .served import Served
 
-__all__ = ["BOOT_FAILED", "NOT_LOADABLE", "Served", "SingleProcess"]
+__all__ = ["SingleProcess"]
 
 logger = logging.getLogger("pulsar.server")
-
-# Exit codes, those of gunicorn.
-BOOT_FAILED = 3
-NOT_LOADABLE = 4
-
-
-class Served(Protocol):
-    """What runs an application asks of it."""
-
-    cfg: Config
-
-    @property
-    def name(self) -> str:
-        """The application's name."""
-
-    async def monitor_start(self, monitor: Any) -> None:
-        """Bind."""
-
-    async def worker_start(self, worker: Any) -> None:
-        """Serve."""
-
-    async def worker_stop(self, worker: Any, timeout: float) -> None:
-        """Stop serving within ``timeout`` seconds."""
-
-    async def monitor_stop(self, monitor: Any) -> None:
-        """Release what ``monitor_start`` has bound."""
-
-    async def reload(self) -> None:
-        """Take new settings that may change while serving."""
-
-    def started(self) -> None:
-        """It is served now."""
-
-    def description_lines(self) -> list[str]:
-        """What to log when it is served."""
 
 
 class SingleProcess:
@@ -90,7 +55,7 @@ class SingleProcess:
         Raises ``ImproperlyConfigured`` when serving cannot start.
         """
         cfg = self.cfg
-        setup_logging(cfg.log_level)
+        setup_logging(cfg.log_level, cfg.log_format, cfg.log_file)
         for warning in cfg.warnings:
             logger.warning(warning)
         factory = lambda: new_event_loop(cfg.event_loop)  # noqa: E731
@@ -115,6 +80,7 @@ class SingleProcess:
                 await application.monitor_start(self)
                 try:
                     await application.worker_start(self)
+                    await application.worker_hook("on_worker_start", self)
                     for line in application.description_lines():
                         logger.info(line)
                     application.started()
@@ -137,6 +103,7 @@ class SingleProcess:
         if not stopping.done():
             await self.application.worker_stop(self, 0.0)
         await stopping
+        await self.application.worker_hook("on_worker_stop", self)
 
     def _stop_soon(self) -> None:
         assert self._stop is not None

@@ -11,12 +11,15 @@ from .setting import (
     boolean,
     existing_directory,
     existing_file,
+    file_path,
+    identity,
     log_level,
     non_negative_int,
     positive_int,
     positive_seconds,
     seconds,
     settings_of,
+    size,
     text,
 )
 from .sources import DEFAULT, KEYWORD, RUN_TIME, FlagParser, Origin, Rank
@@ -34,6 +37,8 @@ __all__ = [
     "boolean",
     "existing_directory",
     "existing_file",
+    "file_path",
+    "identity",
     "log_level",
     "non_negative_int",
     "positive_int",
@@ -41,5 +46,6 @@ __all__ = [
     "render_config",
     "seconds",
     "settings_of",
+    "size",
     "text",
 ]

@@ -22,6 +22,7 @@ line of ``--help`` and the entry in the documentation::
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from difflib import get_close_matches
@@ -35,6 +36,8 @@ Change = Literal["live", "new workers", "restart"]
 
 PREFIX = "PULSAR_"
 """What the environment variables of settings start with."""
+
+_SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?) ?([KMG])(?:i?B)?", re.ASCII | re.IGNORECASE)
 
 _declared: dict[tuple[str | None, str], type["Setting"]] = {}
 
@@ -85,6 +88,34 @@ def positive_seconds(value: object) -> float:
     if number is None or number <= 0:
         raise ValueError("give a number of seconds, more than 0")
     return number
+
+
+def size(value: object) -> int:
+    """A number of bytes, 0 or more, also written with K, M or G, the powers of 1024."""
+    match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is not None:
+        return int(float(match[1]) * 1024 ** (1 + "KMG".index(match[2].upper())))
+    with suppress(ValueError):
+        return _integer(value, 0)
+    raise ValueError("give a number of bytes, 0 or more, or one with K, M or G, as 512M")
+
+
+def identity(value: object) -> str:
+    """A user or a group: a name, or a number, which stays a text."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return str(value)
+    if isinstance(value, str) and value.strip():
+        return value
+    raise ValueError("give a name or a number")
+
+
+def file_path(value: object) -> str:
+    """The path of a file that need not exist yet, made absolute, as ``existing_file`` is."""
+    path = _path(value)
+    # Nothing is Path("."), too; a directory is refused where it can be seen.
+    if path is None or not path.name or os.path.isdir(path):  # noqa: PTH112
+        raise ValueError("give the path of a file")
+    return str(path.absolute())
 
 
 def existing_file(value: object) -> str:

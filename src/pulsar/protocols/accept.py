@@ -21,10 +21,13 @@ from collections.abc import Callable, Sequence
 
 from .backlog import has_queued, refuse_new
 
-__all__ = ["ASKED_TO", "Acceptor"]
+__all__ = ["ASKED_TO", "STEPPED_BACK", "Acceptor"]
 
 # The reason of a pause that nobody but the user ends.
 ASKED_TO = "asked to"
+
+# The reason of a pause of milliseconds, in which other workers accept: see ``balance``.
+STEPPED_BACK = "stepped back"
 
 # Seconds before a failed attempt to resume is repeated.
 _RETRY = 1.0
@@ -112,10 +115,22 @@ class Acceptor:
     async def swap_context(self, ssl_context: ssl.SSLContext) -> None:
         """Use ``ssl_context`` for connections accepted from now on."""
         self._ssl_context = ssl_context
-        self._stale = True
-        self._settle()
-        if self._settling is not None:
-            await self._settling
+        await self._renew()
+
+    async def add(self, sockets: Sequence[socket.socket], plain: Sequence[socket.socket]) -> None:
+        """Accept on ``sockets``, too, which listen; without TLS on those in ``plain``."""
+        for sock in sockets:
+            sock.setblocking(False)
+        self.sockets += sockets
+        self._plain.update(sock.fileno() for sock in plain)
+        await self._renew()
+
+    async def remove(self, sockets: Sequence[socket.socket]) -> None:
+        """Accept no more on ``sockets``; what is queued there stays there."""
+        self.sockets = [sock for sock in self.sockets if sock not in sockets]
+        self._plain.difference_update(sock.fileno() for sock in sockets)
+        if not self.closed:
+            await self._renew()
 
     async def shut_the_door(self, shared: Sequence[socket.socket] = ()) -> None:
         """Let no new connection into the queues; go on accepting those that are there.
@@ -123,17 +138,16 @@ class Acceptor:
         :param shared: sockets that others listen on, too: what is queued there, and
             what comes, is for them
         """
-        self.paused.discard(ASKED_TO)
+        self.paused -= {ASKED_TO, STEPPED_BACK}
         if self.closed:
             return
-        if shared:
-            self.sockets = [sock for sock in self.sockets if sock not in shared]
-            self._stale = True
         for sock in self.sockets:
-            refuse_new(sock)
-        self._settle()
-        if self._settling is not None:
-            await self._settling
+            if sock not in shared:
+                refuse_new(sock)
+        if shared:
+            await self.remove(shared)
+        else:
+            await self._settled()
 
     def has_queued(self) -> bool:
         """True when a connection waits to be accepted."""
@@ -150,6 +164,17 @@ class Acceptor:
         self._close_servers()
         # uvloop closes the descriptors a turn later; until then the port is not free.
         await asyncio.sleep(0)
+
+    async def _renew(self) -> None:
+        """Replace the loop's servers, by others or by none."""
+        self._stale = True
+        await self._settled()
+
+    async def _settled(self) -> None:
+        self._settle()
+        if self._settling is not None:
+            # Whoever is cancelled here does not cancel what others wait for, too.
+            await asyncio.wait([self._settling])
 
     def _settle(self) -> None:
         """Bring the loop's servers in line with what was asked for."""

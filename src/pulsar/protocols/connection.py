@@ -92,6 +92,7 @@ class Connection(FlowControl, Protocol):
         "_consumer",
         "_consumer_factory",
         "_eof",
+        "_goodbye_said",
         "_high_limit",
         "_holds",
         "_last_request",
@@ -154,6 +155,7 @@ class Connection(FlowControl, Protocol):
         self._closing = False
         # Close as soon as no request is in progress.
         self._last_request = False
+        self._goodbye_said = False
         # The peer has ended its side: there is nothing more to read.
         self._eof = False
         # For the sweep: the last mark, when it was first seen, and the size of
@@ -174,9 +176,8 @@ class Connection(FlowControl, Protocol):
             # greet in its consumer's connection_made.
             try:
                 self._new_consumer()
-            except Exception:
-                self.logger.exception("%r cannot make a consumer", self)
-                self.close()
+            except Exception as exc:
+                self._consumer_failed(None, exc)
 
     def data_received(self, data: bytes) -> None:  # noqa: C901 - one loop, no call it can spare
         """Called by the loop: give ``data`` to consumers until it is used up or must wait."""
@@ -256,12 +257,7 @@ class Connection(FlowControl, Protocol):
                     tail, behind = view[:_PIPELINE_PIECE], view[_PIPELINE_PIECE:]
                 data = bytes(tail)  # type: ignore[arg-type]  # free where it is bytes already
         except Exception as exc:
-            if consumer is None:
-                # The factory failed: there is nobody to tell but the log.
-                self.logger.exception("%r cannot make a consumer", self)
-                self.close()
-            else:
-                self._fail(consumer, exc)
+            self._consumer_failed(consumer, exc)
         unanswered = answered and self._pieces() == written
         out = self._out
         self._out = None
@@ -379,6 +375,14 @@ class Connection(FlowControl, Protocol):
         if consumer is None or consumer._state == NEW:
             return False
         return self._client or bool(self._activity & READ)  # READ, or READ + SEEN
+
+    @property
+    def ending(self) -> bool:
+        """True when this connection will be closed after the answer that is being made.
+
+        So the answer can say it, where the protocol has words for that.
+        """
+        return self._last_request or self._closing
 
     def current_consumer(self) -> ProtocolConsumer:
         """The consumer that handles incoming bytes; a new one if there is none."""
@@ -532,6 +536,14 @@ class Connection(FlowControl, Protocol):
         self.logger.debug("%r: closed, for %d unsolicited bytes arrived", self, len(data))
         self.abort()
 
+    def _consumer_failed(self, consumer: ProtocolConsumer | None, exc: Exception) -> None:
+        if consumer is not None:
+            self._fail(consumer, exc)
+        else:
+            # The factory failed: there is nobody to tell but the log.
+            self.logger.error("%r cannot make a consumer", self, exc_info=exc)
+            self.close()
+
     def _fail(self, consumer: ProtocolConsumer, exc: BaseException) -> None:
         """An error while serving or making a request costs this connection."""
         peer = format_address(self.address)
@@ -649,11 +661,41 @@ class Connection(FlowControl, Protocol):
         """Close after the answer to the request in progress, or else to the next one."""
         self._last_request = True
 
+    def say_goodbye(self) -> None:
+        """The server stops: let the consumer tell the peer; see ``ProtocolConsumer.goodbye``.
+
+        What is said once is not said again.
+        """
+        if self._goodbye_said or self._closing:
+            return
+        self._goodbye_said = True
+        activity = self._activity
+        consumer = None
+        try:
+            consumer = self.current_consumer()
+            told = consumer.goodbye()
+        except Exception as exc:
+            self._consumer_failed(consumer, exc)
+            return
+        self._activity = activity  # a goodbye is no answer
+        if not told:
+            self.last_request()
+
     def finish(self) -> None:
         """Close as soon as no request is in progress: now, or after its answer."""
         self._last_request = True
         if not self._closing and self._out is None and not self.busy:
             self.close()
+
+    def quiet_since(self, now: float) -> float:
+        """The time at which it was first seen that nothing came or went any more.
+
+        :param now: the loop's clock, in seconds
+        """
+        if self._activity <= WROTE:
+            self._activity += SEEN
+            self._since = now
+        return self._since
 
     def check_deadlines(self, now: float, stall_timeout: float | None) -> None:
         """Called by the server's sweep: close when silent for too long.
@@ -662,11 +704,7 @@ class Connection(FlowControl, Protocol):
         :param stall_timeout: seconds of silence in the middle of a request, or
             while the peer does not read; None or 0: unlimited
         """
-        if self._activity <= WROTE:
-            self._activity += SEEN
-            self._since = now
-            return
-        silent = now - self._since
+        silent = now - self.quiet_since(now)
         if self._paused or self._closing:
             # The peer owes us reading: any progress in the buffer counts.
             size = self._transport.get_write_buffer_size()

@@ -106,6 +106,21 @@ class ProtocolConsumer(EventHandler):
         when it is finished.
         """
 
+    def goodbye(self) -> bool:
+        """Called once per connection when its server begins to stop. Returns False.
+
+        On the consumer whose request is in progress or, while the connection is idle, on
+        the one that will get the next request: that has not started, and may ``write``.
+
+        Returns True when the peer has been told and ends the connection itself: what it
+        still sends is answered, and the connection is closed when it has been silent for
+        the server's ``linger``. False: the connection is closed after the answer to the
+        request in progress, or else to the next one; that answer can say so, because
+        ``connection.ending`` is true while it is made. An error in here is treated as
+        one in ``data_received``.
+        """
+        return False
+
     def connection_lost(self, exc: BaseException | None) -> None:
         """Called when the connection is gone, with the reason if there is one.
 

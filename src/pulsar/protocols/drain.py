@@ -4,9 +4,10 @@ Owns: ``Drain``, the order and the deadlines of a graceful stop.
 Leaves: what a last request is to ``Connection``, accepting to ``accept``.
 
 In this order: new connections are kept out; those that the kernel has queued are
-accepted; requests in progress are answered; a connection that is idle may bring one
-more request for a short while, after whose answer it is closed; what is left at the
-deadline is aborted.
+accepted; every consumer is asked to say goodbye; requests in progress are answered; a
+connection that is idle may bring one more request for a short while, after whose answer
+it is closed, or as many as it likes, where the peer was told to end it; what is left at
+the deadline is aborted.
 """
 
 from __future__ import annotations
@@ -122,13 +123,18 @@ class Drain:
                     del self._members[member]  # a handshake that takes its time
                 continue
             if isinstance(member, Connection):
-                member.last_request()
+                member.say_goodbye()
             elif isinstance(member, Hosted) and member.gone:
                 del self._members[member]
                 continue
             if member.busy:
                 self._idle.pop(member, None)
-            elif now - self._idle.setdefault(member, now) >= linger:
+                continue
+            idle_since = self._idle.setdefault(member, now)
+            if isinstance(member, Connection):
+                # A request that came and was answered between two looks counts, too.
+                idle_since = max(idle_since, member.quiet_since(now))
+            if now - idle_since >= linger:
                 member.finish()
                 _end_reading(member)
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 
 from ..errors import ImproperlyConfigured
 from ..net import Bind, format_address, parse_bind
-from ..sockets import open_sockets
+from ..sockets import close_sockets, open_sockets
 from .kinds import Kind, Maker, protocol_maker
 from .producer import Producer
 
@@ -47,6 +47,8 @@ class Server(Producer):
         super().__init__(loop, protocol_factory, name, max_requests, logger)
         self._bind = address
         self._sockets = list(sockets or ())
+        # Those that nobody else knows.
+        self._opened: list[socket.socket] = []
         self._addresses: list[Any] = []
         self._kind_setting = kind
         self._maker: Maker | None = None
@@ -56,6 +58,8 @@ class Server(Producer):
         self.kind: Kind | None = None
         # How long a close that nobody has asked for may take, in seconds.
         self.graceful_timeout = 30.0
+        # What to do instead at max_requests, where somebody shall take over first.
+        self.retire: Callable[[], object] | None = None
 
     @property
     def address(self) -> Any:
@@ -68,8 +72,10 @@ class Server(Producer):
         return list(self._addresses)
 
     def max_requests_reached(self) -> None:
-        """Close, as ``close`` does: ``max_requests`` have been processed."""
-        if self._end is None and not self._ending and self._loop is not None:
+        """Call ``retire`` or, without it, ``close``: ``max_requests`` have been processed."""
+        if self.retire is not None:
+            self.retire()
+        elif self._end is None and not self._ending and self._loop is not None:
             self.logger.warning("%s: %s requests processed, closing", self.name, self.max_requests)
             self._end = self._loop.create_task(self.close(self.graceful_timeout))
 
@@ -92,6 +98,42 @@ class Server(Producer):
         """Close everything at once."""
         raise NotImplementedError
 
+    async def adopt(self, sockets: Sequence[socket.socket]) -> None:
+        """Serve on ``sockets``, too; they are the server's from now on.
+
+        Those that it has already are passed over. Raises ``RuntimeError`` when it does not
+        serve, and ``ImproperlyConfigured`` for what it cannot serve: the sockets are then
+        their caller's as before.
+        """
+        raise NotImplementedError
+
+    async def release(self, sockets: Sequence[socket.socket] | None = None) -> None:
+        """Serve no more on ``sockets``, or on any: they are the caller's again.
+
+        Those that it does not have are passed over. What is queued there stays there, for
+        others who serve on them.
+        """
+        raise NotImplementedError
+
+    def _newcomers(self, sockets: Sequence[socket.socket]) -> list[socket.socket]:
+        if self._started_at is None or self._ending:
+            raise RuntimeError(f"{self.name} does not serve, so it adopts no sockets")
+        return [sock for sock in dict.fromkeys(sockets) if sock not in self._sockets]
+
+    def _leavers(self, sockets: Sequence[socket.socket] | None) -> list[socket.socket]:
+        return [sock for sock in self._sockets if sockets is None or sock in sockets]
+
+    def _have_sockets(self, sockets: Sequence[socket.socket]) -> None:
+        self._sockets = list(sockets)
+        self._addresses = [sock.getsockname() for sock in sockets]
+
+    def _close_sockets(self) -> None:
+        close_sockets([*self._sockets, *self._opened])
+
+    def in_hand(self) -> list[str]:
+        """What it is busy with, a text for each request that can be seen."""
+        return []
+
     def _open(self, backlog: int) -> list[socket.socket]:
         """Classify what is served, then open the sockets unless they were given."""
         if self._started_at is not None:
@@ -102,10 +144,11 @@ class Server(Producer):
         if not self._sockets:
             if self._bind is None:
                 raise ImproperlyConfigured(f"{self.name} has neither an address nor sockets")
-            self._sockets = open_sockets(
+            self._opened = open_sockets(
                 _as_bind(self._bind), type=self.socket_type, backlog=backlog
             )
-        self._addresses = [sock.getsockname() for sock in self._sockets]
+            self._sockets = self._opened
+        self._have_sockets(self._sockets)
         self._started_at = self._loop.time()
         return self._sockets
 

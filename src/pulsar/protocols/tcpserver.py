@@ -15,13 +15,15 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from ..errors import ImproperlyConfigured
+from ..net import format_address
 from ..sockets import (
     close_sockets,
     descriptor_ceiling,
     has_spare_descriptors,
     lowest_free_descriptor,
 )
-from .accept import ASKED_TO, Acceptor
+from .accept import ASKED_TO, STEPPED_BACK, Acceptor
+from .balance import Balance
 from .connection import Connection
 from .drain import Drain, Member
 from .hosted import Hosted, stream_protocol
@@ -76,6 +78,8 @@ class TcpServer(Server):
         peer does not read, after which a connection is closed; None or 0: never
     :param kind: what ``protocol_factory`` is, where it cannot be told: ``consumer``,
         ``protocol`` or ``stream``
+    :param balance: this worker's part in an even share of the connections, where others
+        accept on all of its sockets, too
     """
 
     socket_type: ClassVar[socket.SocketKind] = socket.SOCK_STREAM
@@ -94,10 +98,16 @@ class TcpServer(Server):
         max_connections: int | None = None,
         stall_timeout: float | None = 60.0,
         kind: str | Kind = "auto",
+        balance: Balance | None = None,
     ) -> None:
         super().__init__(
             protocol_factory, loop, address, name, sockets, max_requests, logger, kind=kind
         )
+        # Looked at when the server starts.
+        self.balance = balance
+        # From the start to the end of accepting.
+        self._balance: Balance | None = None
+        self._balance_timer: asyncio.TimerHandle | None = None
         self.keep_alive = keep_alive
         self.max_connections = max_connections or None
         self.stall_timeout = stall_timeout
@@ -132,7 +142,11 @@ class TcpServer(Server):
     @property
     def accepting(self) -> bool:
         """False before the start, after the end, and while accepting is paused."""
-        return self._acceptor is not None and not self._ending and not self._acceptor.paused
+        return self._acceptor is not None and not self._ending and not self._why_paused()
+
+    def _why_paused(self) -> list[str]:
+        """Why nothing is accepted, but for the milliseconds in which others accept."""
+        return [] if self._acceptor is None else sorted(self._acceptor.paused - {STEPPED_BACK})
 
     async def start(self) -> None:
         """``start_serving`` without TLS, as ``async with`` calls it."""
@@ -181,7 +195,42 @@ class TcpServer(Server):
             plain=plain_sockets,
         )
         await self._acceptor.start()
+        if self.balance is not None:
+            self._balance = self.balance
+            self._balance.join()
         self.fire_event("start")
+
+    async def adopt(
+        self,
+        sockets: Sequence[socket.socket],
+        *,
+        plain_sockets: Sequence[socket.socket] = (),
+    ) -> None:
+        """Accept on ``sockets``, too, which listen already: see ``Server.adopt``.
+
+        :param plain_sockets: those of ``sockets`` that do not speak TLS
+        """
+        newcomers = self._newcomers(sockets)
+        for sock in newcomers:
+            if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                raise ImproperlyConfigured(
+                    f"{self.name} cannot adopt a socket that does not listen: {sock!r}"
+                )
+        if newcomers:
+            assert self._acceptor is not None
+            self._have_sockets(self._sockets + newcomers)
+            await self._acceptor.add(newcomers, plain_sockets)
+
+    async def release(self, sockets: Sequence[socket.socket] | None = None) -> None:
+        """Accept no more on ``sockets``, or on any: see ``Server.release``.
+
+        Connections that were accepted go on.
+        """
+        leavers = self._leavers(sockets)
+        if leavers:
+            self._have_sockets([sock for sock in self._sockets if sock not in leavers])
+            if self._acceptor is not None:
+                await self._acceptor.remove(leavers)
 
     async def renew_tls(self, sslcontext: ssl.SSLContext) -> None:
         """Use ``sslcontext`` for new connections; the present ones go on undisturbed."""
@@ -198,7 +247,13 @@ class TcpServer(Server):
         if self._acceptor is not None:
             self._acceptor.resume(ASKED_TO)
 
-    async def close(self, timeout: float | None = 30.0, *, linger: float = 1.0) -> None:
+    async def close(
+        self,
+        timeout: float | None = 30.0,
+        *,
+        linger: float = 1.0,
+        shared: Sequence[socket.socket] = (),
+    ) -> None:
         """Stop accepting, let requests in progress finish, close every connection.
 
         Connections that the kernel has queued are accepted and served; new ones
@@ -208,6 +263,8 @@ class TcpServer(Server):
             0: at once; None: wait for ever
         :param linger: seconds for which an idle connection may still bring a request,
             which is answered before the connection is closed
+        :param shared: sockets on which others listen, too: what is queued there, and what
+            comes, is left to them, as with the ``shared_sockets`` of ``start_serving``
         """
         if self.fired_event("finish"):
             return
@@ -218,20 +275,20 @@ class TcpServer(Server):
             return
         self._ending = True
         loop, acceptor = self._loop, self._acceptor
+        if self._balance is not None:
+            self._balance.leave()
+            self._balance = None
         if loop is not None and acceptor is not None:
             # A handshake may end after we have: see protocol_connected.
             self.attentive = True
             self._drain = Drain(loop, acceptor, self._members, self._close_sockets, self.logger)
-            await self._drain.run(self.name, self._shared, timeout, linger)
+            await self._drain.run(self.name, [*self._shared, *shared], timeout, linger)
             await self._abort_the_rest(self._drain)
         self._close_sockets()
-        for timer in (self._sweep, self._descriptor_timer):
+        for timer in (self._sweep, self._descriptor_timer, self._balance_timer):
             if timer is not None:
                 timer.cancel()
         self.fire_event("finish")
-
-    def _close_sockets(self) -> None:
-        close_sockets(self._sockets)
 
     async def _abort_the_rest(self, drain: Drain) -> None:
         self.abort()
@@ -251,19 +308,33 @@ class TcpServer(Server):
             else:
                 del self._members[member]  # when it is made: see protocol_connected
                 self.attentive = True
+        self._tell_balance()
         for task in self._tasks:
             task.cancel()
 
+    def in_hand(self) -> list[str]:
+        """The peers whose requests are in progress, as far as that can be seen.
+
+        Each with the class of the consumer that has it, as ``127.0.0.1:50000 Echo``.
+        Callable from any thread, for a loop that is stuck.
+        """
+        found = []
+        for member in list(self._members):
+            if member.made and member.busy:
+                peer = format_address(member.transport.get_extra_info("peername"))
+                consumer = member._consumer if isinstance(member, Connection) else None
+                found.append(peer if consumer is None else f"{peer} {type(consumer).__name__}")
+        return found
+
     def info(self) -> dict[str, Any]:
         """What there is to know about this server, as plain data; times in seconds."""
-        acceptor = self._acceptor
         return {
             **super().info(),
             "connections": self.connections,
             "max_connections": self.max_connections,
             "keep_alive": self.keep_alive,
             "accepting": self.accepting,
-            "paused": sorted(acceptor.paused) if acceptor is not None else [],
+            "paused": self._why_paused(),
         }
 
     # Connections: accepted, made, lost. What is here is paid for each of them.
@@ -316,6 +387,11 @@ class TcpServer(Server):
         elif session % self._descriptor_sample == 0 and self._short_of_descriptors():
             self._pause("descriptors", "few descriptors are left (RLIMIT_NOFILE)")
             self._watch_descriptors()
+        balance = self._balance
+        if balance is not None:
+            seconds = balance.accepted(len(members), session)
+            if seconds:
+                self._step_back(seconds)
         return protocol  # type: ignore[no-any-return]
 
     def _guard(self, protocol: Protocol) -> None:
@@ -360,10 +436,14 @@ class TcpServer(Server):
     def _made_late(self, member: Member) -> None:
         if member not in self._members:
             member.abort()  # its handshake has outlasted a drain, or an abort
+        elif self._drain is not None and self._drain.running and isinstance(member, Connection):
+            member.say_goodbye()
 
     def _lost(self, member: Member) -> None:
         if self._members.pop(member, None) is None:
             return
+        if self._balance is not None:
+            self._balance.lost(len(self._members))
         if self.max_requests is not None and not isinstance(member, Connection):
             # Its requests cannot be seen: the connection counts as one.
             self.requests_processed += 1
@@ -413,11 +493,15 @@ class TcpServer(Server):
                     members[member] = _OVERDUE
             elif until < now:
                 del members[member]
+        self._tell_balance()
 
     def _short_of_descriptors(self) -> bool:
-        assert self._acceptor is not None
         try:
-            return lowest_free_descriptor(self._acceptor.sockets[0]) >= self._descriptor_ceiling
+            # None is left where all sockets were released meanwhile.
+            return any(
+                lowest_free_descriptor(sock) >= self._descriptor_ceiling
+                for sock in self._sockets[:1]
+            )
         except OSError:
             return True
 
@@ -430,10 +514,34 @@ class TcpServer(Server):
         self._descriptor_timer = None
         sockets = self._acceptor.sockets
         # Resuming takes one for each socket, and then the next connection one.
-        if has_spare_descriptors(sockets[0], len(sockets) + 1):
+        if not sockets or has_spare_descriptors(sockets[0], len(sockets) + 1):
             self._acceptor.resume("descriptors")
         else:
             self._watch_descriptors()
+
+    # The share of others
+
+    def _tell_balance(self) -> None:
+        if self._balance is not None:
+            self._balance.lost(len(self._members))
+
+    def _step_back(self, seconds: float) -> None:
+        """Let others accept what is queued."""
+        assert self._acceptor is not None
+        assert self._loop is not None
+        self._acceptor.pause(STEPPED_BACK)
+        if self._balance_timer is None:
+            self._balance_timer = self._loop.call_later(seconds, self._look_whether_others_accept)
+
+    def _look_whether_others_accept(self) -> None:
+        assert self._acceptor is not None
+        self._balance_timer = None
+        balance = self._balance
+        seconds = balance.longer(self._acceptor.has_queued()) if balance is not None else 0.0
+        if seconds:
+            self._step_back(seconds)
+        else:
+            self._acceptor.resume(STEPPED_BACK)
 
     def _check_deadlines(self, now: float) -> bool:
         """The sweep. False when there is nothing left to look at."""

@@ -1,8 +1,9 @@
 """``DatagramServer``: serving datagrams.
 
-Owns: its endpoints, their start and their end.
-Leaves: addresses and sockets to ``server``, the datagrams to the protocols: nothing
-of ours stands between a transport and ``datagram_received``.
+Owns: its endpoints, their start and their end, and who still has answers to send.
+Leaves: addresses and sockets to ``server``, the end of an endpoint's reading and sending
+to ``endpoint``, the datagrams to the protocols: nothing of ours stands between a loop's
+transport and ``datagram_received``.
 """
 
 from __future__ import annotations
@@ -11,18 +12,25 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, ClassVar
+from weakref import WeakSet
 
 from ..errors import ImproperlyConfigured
 from ..sockets import close_sockets
+from .endpoint import Endpoint
 from .kinds import Kind
 from .server import Address, Server
 
 __all__ = ["DatagramServer"]
 
-# Seconds between looks at what is still to be sent by a server that stops.
-_DRAIN_CHECK = 0.05
+# Seconds between looks at what a server that stops still has to do.
+_CHECK = 0.05
+
+# Seconds for which a server that stops waits for answers that are still being made.
+_LINGER = 1.0
+
+# Whose tasks are no handlers of datagrams.
+_NOT_THE_USERS = ("asyncio", "pulsar")
 
 
 class DatagramServer(Server):
@@ -51,7 +59,13 @@ class DatagramServer(Server):
         super().__init__(
             protocol_factory, loop, address, name, sockets, max_requests, logger, kind=kind
         )
-        self._transports: list[asyncio.DatagramTransport] = []
+        self._transports: list[Endpoint] = []
+        # Tasks that were there before the first datagram.
+        self._before: WeakSet[asyncio.Task[Any]] = WeakSet()
+        # Tasks that may have an answer to a datagram from an endpoint that reads no more.
+        self._answering: set[asyncio.Task[Any]] = set()
+        # When endpoints that were released are closed, unless the server is before.
+        self._leaving: dict[Endpoint, asyncio.TimerHandle] = {}
 
     async def start(self) -> None:
         """``create_endpoint``, as ``async with`` calls it."""
@@ -70,20 +84,77 @@ class DatagramServer(Server):
             raise ImproperlyConfigured(
                 f"{self.name} serves datagrams: accepted is a DatagramProtocol class or factory"
             )
+        self._before.update(asyncio.all_tasks())
         try:
-            for sock in sockets:
-                sock.setblocking(False)
-                # Made here: uvloop leaves its transport behind when a factory raises.
-                protocol = self.create_protocol()
-                transport, _ = await loop.create_datagram_endpoint(
-                    partial(_same, protocol), sock=sock
-                )
-                self._transports.append(transport)
+            await self._open_endpoints(sockets)
         except BaseException:
-            self.abort()
-            close_sockets(sockets)
+            self._close_sockets()
             raise
         self.fire_event("start")
+
+    async def _open_endpoints(self, sockets: Sequence[socket.socket]) -> None:
+        assert self._loop is not None
+        opened: list[Endpoint] = []
+        try:
+            for sock in sockets:
+                # Made here: uvloop leaves its transport behind when a factory raises.
+                protocol = self.create_protocol()
+                opened.append(await Endpoint.open(self._loop, protocol, sock))
+        except BaseException:
+            for endpoint in opened:
+                endpoint.abort()
+            raise
+        self._transports += opened
+
+    async def adopt(self, sockets: Sequence[socket.socket]) -> None:
+        """Serve on ``sockets``, too, with a protocol each: see ``Server.adopt``."""
+        newcomers = self._newcomers(sockets)
+        for sock in newcomers:
+            if sock.type != socket.SOCK_DGRAM:
+                raise ImproperlyConfigured(
+                    f"{self.name} cannot adopt a socket that is not for datagrams: {sock!r}"
+                )
+        before = self._sockets
+        self._have_sockets(before + newcomers)
+        try:
+            await self._open_endpoints(newcomers)
+        except BaseException:
+            self._have_sockets([sock for sock in self._sockets if sock not in newcomers])
+            raise
+
+    async def release(self, sockets: Sequence[socket.socket] | None = None) -> None:
+        """Read no more from ``sockets``, or from any: see ``Server.release``.
+
+        Not one more datagram is read from them. Their protocols can send, from the same
+        address, what is still to be answered, until ``close``, or for ``graceful_timeout``
+        seconds.
+        """
+        leavers = self._leavers(sockets)
+        endpoints = [endpoint for endpoint in self._transports if endpoint.sock in leavers]
+        self._have_sockets([sock for sock in self._sockets if sock not in leavers])
+        self._end_reading(endpoints)
+        loop = asyncio.get_running_loop()
+        for endpoint in endpoints:
+            if endpoint not in self._leaving and not self._ending:
+                timer = loop.call_later(self.graceful_timeout, self._let_go, endpoint)
+                self._leaving[endpoint] = timer
+        # asyncio's loop closes its descriptors a turn later.
+        await asyncio.sleep(0)
+
+    def _end_reading(self, endpoints: Sequence[Endpoint]) -> None:
+        reading = [endpoint for endpoint in endpoints if endpoint.reading]
+        if not reading:
+            return
+        for endpoint in reading:
+            endpoint.release()
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        self._answering = {task for task in self._answering if not task.done()}
+        self._answering |= {t for t in tasks if t not in self._before and _is_the_users(t)}
+
+    def _let_go(self, endpoint: Endpoint) -> None:
+        del self._leaving[endpoint]
+        self._transports.remove(endpoint)
+        endpoint.close()
 
     def create_protocol(self, **kw: Any) -> asyncio.DatagramProtocol:
         """Called for each socket: the protocol that serves it."""
@@ -118,6 +189,9 @@ class DatagramServer(Server):
     async def close(self, timeout: float | None = 30.0) -> None:
         """Stop receiving, send what is buffered, close the sockets.
 
+        Tasks that were running when the last datagram was read have a second in which
+        they may send their answers.
+
         :param timeout: seconds until what is still buffered is dropped; None: wait
             for ever
         """
@@ -125,24 +199,35 @@ class DatagramServer(Server):
             await self.event("finish")  # type: ignore[misc]
             return
         self._ending = True
-        for transport in self._transports:
-            transport.close()
-        deadline = None if timeout is None or self._loop is None else self._loop.time() + timeout
-        for transport, sock in zip(self._transports, self._sockets, strict=False):
-            # A transport closes its socket when it has sent everything.
-            while sock.fileno() != -1 and _buffered(transport):
-                if deadline is not None and asyncio.get_running_loop().time() >= deadline:
-                    transport.abort()
-                    break
-                await asyncio.sleep(_DRAIN_CHECK)
+        endpoints = self._transports
+        self._end_reading(endpoints)
+        await self._linger(_LINGER if timeout is None else min(_LINGER, timeout))
+        for timer in self._leaving.values():
+            timer.cancel()
+        for endpoint in endpoints:
+            endpoint.close()
+        lost = [endpoint.lost for endpoint in endpoints]
+        if lost:
+            await asyncio.wait(lost, timeout=timeout)
+            self.abort()
+            await asyncio.wait(lost)
         await asyncio.sleep(0)  # connection_lost is a callback away
-        close_sockets(self._sockets)
+        self._close_sockets()
         self.fire_event("finish")
 
+    async def _linger(self, seconds: float) -> None:
+        """Let those who are answering send, unless the server is aborted meanwhile."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        while (left := deadline - loop.time()) > 0:
+            answering = [task for task in self._answering if not task.done()]
+            if not answering or all(endpoint.is_closing() for endpoint in self._transports):
+                break
+            await asyncio.wait(answering, timeout=min(_CHECK, left))
 
-def _same(protocol: asyncio.DatagramProtocol) -> asyncio.DatagramProtocol:
-    return protocol
 
-
-def _buffered(transport: Any) -> int:
-    return int(transport.get_write_buffer_size())
+def _is_the_users(task: asyncio.Task[Any]) -> bool:
+    """False for what asyncio and pulsar do themselves: none of it answers datagrams."""
+    frame = getattr(task.get_coro(), "cr_frame", None)
+    module = "" if frame is None else str(frame.f_globals.get("__name__"))
+    return module.partition(".")[0] not in _NOT_THE_USERS

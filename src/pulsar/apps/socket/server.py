@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import socket
 import ssl
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+from ...actors.served import Listen, Listening
 from ...application import Application
 from ...config import Config
 from ...errors import ImproperlyConfigured
@@ -55,6 +57,9 @@ class SocketServer(Application):
         # ... and those that somebody else may go on listening on.
         self._shared: list[socket.socket] = []
         self._addresses: list[Any] = []
+        # In a worker of a process tree: the bind of each socket that it listens on.
+        self._bind_of: dict[socket.socket, str] = {}
+        self._balance: Any = None
         self.servers: list[Any] = []
 
     @property
@@ -88,11 +93,77 @@ class SocketServer(Application):
 
         asyncio.run(look())
 
+    def prepare(self) -> None:
+        """Read the TLS files, while that is allowed."""
+        self._ssl_context(self.cfg)
+
+    def describe(self) -> dict[str, Any]:
+        """See ``Application.describe``."""
+        backlog, reuse_port = self.cfg.backlog, self._reuse_port()
+        datagram = self.socket_type is socket.SOCK_DGRAM
+        return {
+            **super().describe(),
+            "listen": [
+                Listen(str(bind.absolute()), datagram, backlog, reuse_port)
+                for bind in self._binds()
+            ],
+            "secure": self.cfg.cert_file is not None,
+        }
+
+    def _reuse_port(self) -> bool:
+        return bool(self.cfg.reuse_port)
+
+    def inherit(self, listening: Sequence[Listening], balance: Any) -> None:
+        """Take the sockets that the arbiter has opened."""
+        self._sockets = [one.sock for one in listening]
+        self._plain = [one.sock for one in listening if one.plain]
+        self._shared = [one.sock for one in listening if one.foreign]
+        self._addresses = [sock.getsockname() for sock in self._sockets]
+        self._bind_of = {one.sock: one.bind for one in listening}
+        self._balance = balance
+
+    async def adopt(self, listening: Sequence[Listening]) -> None:
+        """Listen on sockets of a worker that is not there, too."""
+        for one in listening:
+            self._bind_of[one.sock] = one.bind
+        await self._adopt(self.servers[0], listening)
+
+    async def _adopt(self, server: Any, listening: Sequence[Listening]) -> None:
+        await server.adopt(
+            [one.sock for one in listening],
+            plain_sockets=[one.sock for one in listening if one.plain],
+        )
+
+    async def release(self, listening: Sequence[Listening]) -> None:
+        """Listen on these sockets no more; connections that were accepted go on."""
+        for one in listening:
+            self._bind_of.pop(one.sock, None)
+        await self.servers[0].release([one.sock for one in listening])
+
+    def figures(self) -> dict[str, int]:
+        """Counters that the arbiter collects."""
+        return {
+            "connections": sum(getattr(server, "connections", 0) for server in self.servers),
+            "requests": sum(server.requests_processed for server in self.servers),
+        }
+
+    def in_hand(self) -> list[str]:
+        """A line for each connection with a request in progress."""
+        return [
+            line
+            for server in self.servers
+            if isinstance(server, TcpServer)
+            for line in server.in_hand()
+        ]
+
     async def monitor_start(self, monitor: Any = None) -> None:
-        """Open the listening sockets of every ``bind``.
+        """Open the listening sockets of every ``bind``; in a process tree they are open.
 
         Raises ``ImproperlyConfigured`` when one cannot be opened; then none is.
         """
+        if hasattr(monitor, "sockets"):
+            self._addresses = [sock.getsockname() for sock in monitor.sockets]
+            return
         opened: list[socket.socket] = []
         plain: list[socket.socket] = []
         shared: list[socket.socket] = []
@@ -130,14 +201,25 @@ class SocketServer(Application):
                 if worker is not None:
                     worker.stop()
 
+            if hasattr(worker, "retire"):
+                limit = server.max_requests
+                server.retire = lambda: worker.retire(f"it has served {limit} (max_requests)")
             server.bind_event("finish", finished)
 
     async def worker_stop(self, worker: Any, timeout: float) -> None:
-        """Drain the servers within ``timeout`` seconds."""
+        """Drain the servers within ``timeout`` seconds.
+
+        What waits in the queues of sockets that others go on listening on is theirs.
+        """
         if timeout <= 0:
             for server in self.servers:
                 server.abort()
-        await asyncio.gather(*(server.close(timeout) for server in self.servers))
+        left = getattr(worker, "leave", ())
+        await asyncio.gather(*(self._close(server, timeout, left) for server in self.servers))
+
+    async def _close(self, server: Any, timeout: float, left: Sequence[str] | None) -> None:
+        shared = [sock for sock, bind in self._bind_of.items() if left is None or bind in left]
+        await server.close(timeout, shared=shared)
 
     async def create_server(
         self,
@@ -174,6 +256,8 @@ class SocketServer(Application):
             **self._server_parameters(kind),
         )
         server.graceful_timeout = self.cfg.graceful_timeout
+        if self._balance is not None and isinstance(server, TcpServer):
+            server.balance = self._balance
         self.servers.append(server)
         await self._start(server, context)
         return server
@@ -193,11 +277,19 @@ class SocketServer(Application):
         seen = kind in (Kind.CONSUMER, Kind.CONNECTION)
         return {
             "kind": kind,
-            "max_requests": cfg.max_requests,
+            "max_requests": self._max_requests(),
             "keep_alive": cfg.keep_alive if seen or cfg.is_set("keep_alive") else None,
             "stall_timeout": cfg.stall_timeout,
             "max_connections": cfg.max_connections,
         }
+
+    def _max_requests(self) -> int:
+        """The limit; among several workers a little more, or all would reach it at once."""
+        limit = int(self.cfg.max_requests)
+        jitter = self.cfg.max_requests_jitter
+        if limit and self._bind_of:
+            limit += random.randint(0, limit // 10 if jitter is None else jitter)  # noqa: S311
+        return limit
 
     async def _start(self, server: Any, context: ssl.SSLContext | None) -> None:
         await server.start_serving(

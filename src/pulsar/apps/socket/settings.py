@@ -33,6 +33,7 @@ class Bind(Setting):
     validator = address
     multiple = True
     default = ("127.0.0.1:8060",)
+    change = "new workers"
     desc = """
         Where to listen, at one address or several. HOST:PORT; HOST alone, with port
         8060; :PORT, every IPv4 and IPv6 address of the machine; [::1]:PORT; :0, a free port
@@ -51,9 +52,23 @@ class Backlog(Setting):
     metavar = "NUMBER"
     validator = positive_int
     default = 2048
+    change = "new workers"
     desc = """
         How many connections the system may queue before they are accepted; it may have a lower
         limit of its own.
+        """
+
+
+class ReusePort(Setting):
+    name = "reuse_port"
+    app = "socket"
+    section = "Sockets"
+    flags = ("--reuse-port",)
+    is_flag = True
+    desc = """
+        Open a socket for each worker, among which the system spreads connections and datagrams
+        (SO_REUSEPORT), instead of one that all workers share. Unset: for datagrams, so that a peer
+        stays with its worker, and not for streams.
         """
 
 
@@ -64,6 +79,7 @@ class Kind(Setting):
     flags = ("--kind",)
     choices = ("auto", "consumer", "protocol", "datagram", "stream")
     default = "auto"
+    change = "new workers"
     desc = """
         What the application is: consumer, a factory of ProtocolConsumer; protocol, a factory of
         asyncio.Protocol or BufferedProtocol; datagram, a factory of asyncio.DatagramProtocol;

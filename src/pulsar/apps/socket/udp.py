@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+from ...actors.served import Listening
 from ...config import Config
 from ...errors import ImproperlyConfigured
 from ...net import Bind, parse_bind
@@ -42,10 +43,20 @@ class UdpSocketServer(SocketServer):
         return kind
 
     def _server_parameters(self, kind: Kind) -> dict[str, Any]:
-        return {"kind": kind, "max_requests": self.cfg.max_requests}
+        return {"kind": kind, "max_requests": self._max_requests()}
 
     async def _start(self, server: Any, context: ssl.SSLContext | None) -> None:
         await server.create_endpoint()
+
+    def _reuse_port(self) -> bool:
+        # So that a peer stays with its worker.
+        return self.cfg.reuse_port is not False
+
+    async def _adopt(self, server: Any, listening: Sequence[Listening]) -> None:
+        await server.adopt([one.sock for one in listening])
+
+    async def _close(self, server: Any, timeout: float, left: Sequence[str] | None) -> None:
+        await server.close(timeout)
 
     def _binds(self) -> list[Bind]:
         binds = [parse_bind(text) for text in self.cfg.bind]

@@ -1,0 +1,134 @@
+"""The process tree from outside: how a program becomes its arbiter.
+
+Owns: ``run_tree``, ``arbiter``, and who of the processes that come back from a fork
+does what.
+Leaves: the work to ``Arbiter``, ``ForkServer`` and ``live``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..config import Config
+from ..errors import ImproperlyConfigured
+from ..log import setup_logging
+from ..privileges import drop_privileges, resolve_identity
+from .actor import ACTOR_HOOKS, Actor, current_actor
+from .arbiter import Arbiter, ServeAlone
+from .forkserver import ForkServer, Loaded
+from .generation import fork_first, inherited
+from .reloader import require_watchfiles
+from .served import Served, plain_settings
+from .worker import live
+
+__all__ = ["ServeAlone", "arbiter", "can_fork", "run_tree"]
+
+
+def can_fork() -> bool:
+    """True where there can be worker processes: not on Windows, and in the main thread alone."""
+    return hasattr(os, "fork") and threading.current_thread() is threading.main_thread()
+
+
+def run_tree(
+    load: Callable[[], Loaded],
+    cfg: Config,
+    applications: Sequence[Served] | None = None,
+    *,
+    root: Arbiter | None = None,
+    title: str = "pulsar",
+    prepare: Callable[[], None] | None = None,
+) -> int:
+    """Be the arbiter of a process tree until it ends; returns the exit code.
+
+    In a process that was started to be a fork server it does not return at all.
+
+    :param load: what is served; called in the fork server, where it may import
+    :param cfg: the settings that are needed before ``load`` is called
+    :param applications: what is served, where it exists already
+    :param root: the arbiter; by default a new one, which has not got the code
+    :param title: what a new one is called until that is known
+    :param prepare: called before privileges are dropped, for what needs them
+
+    Raises ``ImproperlyConfigured``, and ``ServeAlone`` when what was loaded wants no
+    workers.
+    """
+    owner = resolve_identity(cfg.user, cfg.group)
+
+    def load_without_privileges() -> Loaded:
+        if prepare is not None:
+            prepare()
+        drop_privileges(cfg.user, cfg.group)
+        setup_logging(cfg.log_level, cfg.log_format, cfg.log_file)
+        return load()
+
+    def fork_server(control: Any, generation: int = 1, stderr: int | None = None) -> ForkServer:
+        return ForkServer(
+            control,
+            load_without_privileges,
+            live,
+            # What exists already need not be imported.
+            preload=cfg.preload or applications is not None,
+            generation=generation,
+            stderr=stderr,
+        )
+
+    given = inherited()
+    if given is not None:
+        fork_server(given.control, given.generation, given.stderr).run()
+    if cfg.reload:
+        require_watchfiles()
+    setup_logging(cfg.log_level, cfg.log_format, cfg.log_file, owner=owner)
+    sock, pid = fork_first(lambda control: fork_server(control).run())
+    return (root or Arbiter(cfg=cfg, title=title)).lead(sock, pid)
+
+
+class RootArbiter(Arbiter):
+    """What ``pulsar.arbiter`` makes: an arbiter without an application."""
+
+    def start(self) -> None:
+        """Run until stopped by a signal or by ``stop``; ends the process with code 3 if it cannot.
+
+        Raises ``RuntimeError`` inside a running loop.
+        """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            pass
+        else:
+            raise RuntimeError("arbiter().start() blocks, and an event loop runs here")
+        if not can_fork():
+            raise ImproperlyConfigured(
+                "an arbiter forks processes: it needs the main thread of a system with fork"
+            )
+        settings = plain_settings(self.cfg)
+        code = run_tree(lambda: Loaded([], settings), self.cfg, [], root=self)
+        if code:
+            raise SystemExit(code)
+
+
+def arbiter(cfg: Config | None = None, **params: Any) -> Actor:
+    """The arbiter of this process; a new one, to ``start``, when there is none.
+
+    :param cfg: settings
+    :param params: hooks by the names of ``Actor``'s events; the rest is kept in
+        ``arbiter().params``
+
+    Raises ``RuntimeError`` in a process that has another actor: send a message to
+    ``"arbiter"`` there.
+    """
+    actor = current_actor()
+    if isinstance(actor, Arbiter):
+        return actor
+    if actor is not None and actor.name != "arbiter":
+        root = getattr(actor, "arbiter", None)
+        if isinstance(root, Arbiter):
+            return root  # a monitor: it lives with the arbiter
+        raise RuntimeError(
+            f"{actor.name} is not in the arbiter's process: send a command to 'arbiter'"
+        )
+    hooks = {name: params.pop(name) for name in ACTOR_HOOKS if name in params}
+    return RootArbiter([], cfg=cfg, hooks=hooks, params=params)
