@@ -11,7 +11,7 @@ import os
 import ssl
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from pulsar.errors import ImproperlyConfigured
 
@@ -70,6 +70,29 @@ def server_context(
     _require_client_certificate(context, ca_certs, cert_reqs)
     _set_alpn(context, alpn)
     return context
+
+
+# What keep_server_context has read, by its arguments.
+_kept: dict[tuple[object, ...], ssl.SSLContext] = {}
+
+
+def keep_server_context(*files: StrPath | None, **options: Any) -> None:
+    """Read the files of a ``server_context`` now, and have its next call use what they say.
+
+    For a process that is about to give up the right to read them. The arguments are
+    those of ``server_context``, and it must be called with the same ones.
+    """
+    _kept[_key(files, options)] = server_context(*files, **options)  # type: ignore[arg-type]
+
+
+def kept_server_context(*files: StrPath | None, **options: Any) -> ssl.SSLContext:
+    """The context that was kept for these arguments, else a new ``server_context``."""
+    kept = _kept.get(_key(files, options))
+    return server_context(*files, **options) if kept is None else kept  # type: ignore[arg-type]
+
+
+def _key(files: tuple[StrPath | None, ...], options: dict[str, Any]) -> tuple[object, ...]:
+    return (*files, *sorted((name, repr(value)) for name, value in options.items()))
 
 
 def client_context(

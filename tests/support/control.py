@@ -49,6 +49,9 @@ class Fake:
         self.changed = asyncio.Condition()
         self.stopped = asyncio.Event()
 
+    async def refresh(self) -> None:
+        self.calls.append("refresh")
+
     def status(self) -> dict[str, Any]:
         return {
             "name": self.name,

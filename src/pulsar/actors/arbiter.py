@@ -50,10 +50,13 @@ __all__ = ["Arbiter", "ServeAlone"]
 logger = logging.getLogger("pulsar.server")
 
 # Seconds between looks at the workers' signs of life, at most; and parts of the timeout.
-_LOOK, _LOOKS = 1.0, 4
+_LOOK, _LOOKS = 5.0, 8
 
 # Seconds for what needs no time: a fork server without workers, a worker told "now".
 _PATIENCE = 2.0
+
+# Seconds that workers have to tell their figures when somebody wants to see them.
+_FIGURES_PATIENCE = 0.2
 
 # Seconds until a fork server that cannot be started is tried again, at first and at most.
 _RETRY_FIRST, _RETRY_MOST = 1.0, 30.0
@@ -146,7 +149,7 @@ class Arbiter(Actor):
         self._reaps_orphans = enable_subreaper()
         self._handle_signals()
         sock, pid = self._first
-        self.generation = self._add_generation(sock, pid, None)
+        self.generation = self._add_generation(next(self._numbers), sock, pid, None)
         boot = self.loop.create_task(self._boot())
         stop = self.loop.create_task(self._stopping.wait())
         await asyncio.wait({boot, stop}, return_when=asyncio.FIRST_COMPLETED)
@@ -389,6 +392,7 @@ class Arbiter(Actor):
 
     def _process_ended(self, process: Process) -> None:
         self._processes.pop(process.aid, None)
+        self.notices.pop(process.aid, None)
         generation = process.generation
         if not generation.workers and generation not in (self.generation, self._next):
             generation.end()
@@ -443,17 +447,20 @@ class Arbiter(Actor):
 
     # Generations
 
-    def _add_generation(self, sock: socket.socket, pid: int, errors: int | None) -> Generation:
+    def _add_generation(
+        self, number: int, sock: socket.socket, pid: int, errors: int | None
+    ) -> Generation:
         generation = Generation(
-            next(self._numbers), sock, pid, self._generation_noted, self._generation_lost, errors
+            number, sock, pid, self._generation_noted, self._generation_lost, errors
         )
         self._generations.append(generation)
         return generation
 
     async def _load_next(self) -> Generation:
         """A fork server with the code that is there now. Raises ``ReloadFailed``."""
-        sock, pid, errors = run_again(self._generations[-1].number + 1 if self._generations else 1)
-        generation = self._add_generation(sock, pid, errors)
+        number = next(self._numbers)
+        sock, pid, errors = run_again(number)
+        generation = self._add_generation(number, sock, pid, errors)
         try:
             timeout = float(self.setting("boot_timeout"))
             report = await generation.wait_until_loaded(timeout)
@@ -537,9 +544,17 @@ class Arbiter(Actor):
             try:
                 await self._reload(progress)
             except (BootFailed, ImproperlyConfigured) as exc:
+                self._log_failed_reload(exc)
                 raise ReloadFailed(str(exc)) from exc
+            except ReloadFailed as exc:
+                self._log_failed_reload(exc)
+                raise
             finally:
                 self._notifier.ready(self._notify_text())
+
+    def _log_failed_reload(self, exc: Exception) -> None:
+        said = isinstance(exc, LoadFailed) and exc.said
+        logger.error("not reloaded, everything goes on as it was: %s", "see above" if said else exc)
 
     async def _reload(self, progress: Progress) -> None:
         old = self.generation
@@ -607,10 +622,8 @@ class Arbiter(Actor):
 
     async def _reload_and_tell(self, why: str) -> None:
         logger.info("%s: reloading", why)
-        try:
+        with contextlib.suppress(ReloadFailed):  # it is in the log
             await self.reload()
-        except ReloadFailed as exc:
-            logger.error("not reloaded, everything goes on as it was: %s", exc)
 
     async def _watch_files(self) -> None:
         await watch_files(
@@ -634,6 +647,17 @@ class Arbiter(Actor):
             generation.tell("files", {"files": files})
 
     # What the control socket asks for
+
+    async def refresh(self) -> None:
+        """Ask all workers for their figures; one that does not answer at once is left out."""
+        serving = [p for p in self._processes.values() if p.slot is not None and p.serving]
+        asked = [
+            asyncio.ensure_future(process.ask("figures", "beat", 0, {})) for process in serving
+        ]
+        if asked:
+            _, late = await asyncio.wait(asked, timeout=_FIGURES_PATIENCE)
+            for task in late:
+                task.cancel()
 
     def status(self) -> dict[str, Any]:
         """See ``control.ServerStatus``."""

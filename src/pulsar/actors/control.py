@@ -79,6 +79,9 @@ class Controlled(Protocol):
 
     name: str
 
+    async def refresh(self) -> None:
+        """Have the workers' figures as they are now, as far as that takes no time."""
+
     def status(self) -> dict[str, Any]:
         """What ``ServerStatus`` says."""
 
@@ -426,6 +429,7 @@ class ControlServer:
     async def _obey(self, request: _Request, progress: Progress) -> Any:
         match request:
             case _Status():
+                await self._controlled.refresh()
                 return self._controlled.status()
             case _Config():
                 return self._controlled.config()

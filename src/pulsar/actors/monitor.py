@@ -18,7 +18,7 @@ import contextlib
 import itertools
 import logging
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..config import Config
 from ..errors import ImproperlyConfigured
@@ -27,6 +27,7 @@ from .actor import Actor
 from .listeners import Binds, Listeners
 from .message import Note
 from .processes import BootFailed, Process
+from .proxy import ActorProxy
 from .restart import HISTORY, Exit, GiveUp, Start, Wait, decide
 from .served import Listen, Listening, Served
 
@@ -97,12 +98,17 @@ class Slot:
 class Monitor(Actor):
     """Keeps the workers of one application.
 
-    It lives in the arbiter's loop. Its name is the application's.
+    It lives in the arbiter's loop. Its name is the application's. Many-times event,
+    beside those of every actor: ``worker_exit``, when a worker has ended, with the
+    keywords ``worker``, its proxy, ``slot``, ``asked``, whether that was wanted, and
+    ``reason``, a sentence.
 
     :param index: of the application among those of its generation
     :param report: what the fork server has told of the application
     :param application: the application itself, where its code is in this process
     """
+
+    MANY_TIMES_EVENTS: ClassVar[tuple[str, ...]] = (*Actor.MANY_TIMES_EVENTS, "worker_exit")
 
     def __init__(
         self,
@@ -324,6 +330,16 @@ class Monitor(Actor):
     def _on_exit(self, slot: Slot, process: Process) -> None:
         """The worker of a slot has ended, asked for or not."""
         self._adopt_again(process)
+        self.notices.pop(process.aid, None)
+        with self.current():
+            self.fire_event(
+                "worker_exit",
+                self,
+                worker=ActorProxy(process.aid, process.name),
+                slot=slot.number,
+                asked=process.asked,
+                reason=process.describe_end(),
+            )
         if process in self.draining:
             self.draining.discard(process)
             if process.killed_for is not None:
@@ -361,7 +377,7 @@ class Monitor(Actor):
                     "%s: worker %d could not start: %s", self.name, slot.number, self.last_failure
                 )
             else:
-                logger.error("%s: %s", self.name, self.last_failure)
+                logger.error("%s", self.last_failure)
 
     def _start_again(self, slot: Slot, ended: Process | None = None) -> None:
         assert self.loop is not None
@@ -696,7 +712,7 @@ class Monitor(Actor):
         for process in self.processes:
             if process.state not in ("running", "draining") or process.killed_for is not None:
                 continue
-            silent = process.silent(now) - lag
+            silent = process.silent(now, timeout) - lag
             if silent > timeout:
                 reason = f"it has been silent for {silent:.1f} s (timeout is {timeout:g} s)"
                 logger.error("%s is stuck: %s", process.title, reason)

@@ -88,7 +88,8 @@ class Process:
         self._noted = noted
         self._reaps_orphans = reaps_orphans
         self._answers: dict[tuple[str, int], asyncio.Future[None]] = {}
-        self._delay_when_heard = 0.0
+        # What the machine had kept it waiting when we began to miss it, in seconds.
+        self._delay: float | None = None
         ours, theirs = mailbox_pair()
         self._stacks, their_stacks = os.pipe()
         os.set_blocking(self._stacks, False)
@@ -136,7 +137,7 @@ class Process:
         try:
             await _either(future, self.exited)
         finally:
-            del self._answers[answer, number]
+            self._answers.pop((answer, number), None)
 
     def stop(self, timeout: float, leave: list[str] | None = None) -> None:
         """Ask it to end within ``timeout`` seconds; it is not killed by this.
@@ -179,10 +180,7 @@ class Process:
                         await came.wait()
                 except TimeoutError:
                     break
-                data = self._read_stacks()
-                if not data:
-                    break
-                text += data
+                text += self._read_stacks()
         finally:
             if self._stacks >= 0:
                 self._loop.remove_reader(self._stacks)
@@ -196,17 +194,20 @@ class Process:
         except BlockingIOError:
             return b""
 
-    def silent(self, now: float) -> float:
+    def silent(self, now: float, timeout: float) -> float:
         """Seconds for which it has not been heard of, though it had the chance.
 
         Time in which the machine gave it no CPU does not count, nor time in which we
-        did not listen.
+        did not listen. It is looked into from half of ``timeout`` on.
         """
         if self.mailbox.held:
             return 0.0
         silent = now - self.mailbox.heard
-        if silent > 1.0 and self.pid is not None:
-            silent -= max(0.0, run_delay(self.pid) - self._delay_when_heard)
+        if silent > timeout / 2 and self.pid is not None:
+            delay = run_delay(self.pid)
+            if self._delay is None:
+                self._delay = delay
+            silent -= delay - self._delay
         return silent
 
     async def until_booted(self, timeout: float) -> None:
@@ -271,6 +272,7 @@ class Process:
         self.mailbox.read_rest()
         self.mailbox.close()
         if self._stacks >= 0:
+            self._loop.remove_reader(self._stacks)
             os.close(self._stacks)
             self._stacks = -1
         self.generation.workers -= 1
@@ -282,16 +284,13 @@ class Process:
         if not isinstance(message, Note):
             self._router.receive(mailbox, message)
             return
-        if self.pid is not None:
-            self._delay_when_heard = run_delay(self.pid)
+        self._delay = None
         if self._router.noted(mailbox, message):
             return
         data = message.data
         answer = self._answers.get((message.name, data.get("id", -1)))
-        if answer is not None:
-            if not answer.done():
-                answer.set_result(None)
-            return
+        if answer is not None and not answer.done():
+            answer.set_result(None)
         match message.name:
             case "hello":
                 self.has_pid(data["pid"])
@@ -309,6 +308,8 @@ class Process:
                 self.figures = data
             case "failed":
                 self.failure = data["text"]
+            case "adopted" | "released":
+                pass  # it was asked for, see above
             case _:
                 self._noted(self, message)
 

@@ -172,6 +172,8 @@ class Worker(Actor):
             case "stop":
                 self.leave = data["leave"]
                 self._stop(data["timeout"])
+            case "figures":
+                self._tell("beat", {**self._figures(), "id": data["id"]})
             case "adopt":
                 listening = sockets_of(data["sockets"], descriptors)
                 self.create_task(self._adopt(data["id"], listening))

@@ -42,6 +42,11 @@ _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?) ?([KMG])(?:i?B)?", re.ASCII
 _declared: dict[tuple[str | None, str], type["Setting"]] = {}
 
 
+# Files that we could read. A server reads its keys, gives up its privileges, and reads
+# its settings again where it could not: what was good stays good.
+_readable: set[str] = set()
+
+
 # Validators: each takes what a flag, a variable, a file or code gave, returns
 # the value to use, and raises ValueError with a sentence of what is accepted.
 # Each accepts its own result.
@@ -121,9 +126,12 @@ def file_path(value: object) -> str:
 def existing_file(value: object) -> str:
     """The path of a readable file, made absolute, so that ``chdir`` cannot break it."""
     path = _path(value)
+    if path is not None and str(path.absolute()) in _readable:
+        return str(path.absolute())
     # A path's own is_file() raises where we may not look.
     if path is None or not os.path.isfile(path) or not os.access(path, os.R_OK):  # noqa: PTH113
         raise ValueError("give the path of a file that exists and can be read")
+    _readable.add(str(path.absolute()))
     return str(path.absolute())
 
 

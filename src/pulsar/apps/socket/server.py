@@ -22,7 +22,7 @@ from ...net import Bind, format_address, parse_bind
 from ...protocols import Kind, TcpServer
 from ...protocols.kinds import callable_name, classify
 from ...sockets import close_sockets, open_sockets
-from ...tls import server_context
+from ...tls import keep_server_context, kept_server_context, server_context
 from . import settings  # noqa: F401 - declares them
 
 __all__ = ["SocketServer"]
@@ -95,7 +95,7 @@ class SocketServer(Application):
 
     def prepare(self) -> None:
         """Read the TLS files, while that is allowed."""
-        self._ssl_context(self.cfg)
+        self._ssl_context(self.cfg, keep_server_context)
 
     def describe(self) -> dict[str, Any]:
         """See ``Application.describe``."""
@@ -240,7 +240,7 @@ class SocketServer(Application):
         Returns a ``TcpServer``. Raises ``ImproperlyConfigured``.
         """
         factory = protocol_factory or self.protocol_factory()
-        context = self._ssl_context(self.cfg)
+        context = self._ssl_context(self.cfg, kept_server_context)
         kind = self._classify(factory)
         if sockets is None and address is None:
             if all(sock.fileno() < 0 for sock in self._sockets):
@@ -311,12 +311,14 @@ class SocketServer(Application):
                 raise ImproperlyConfigured(f"{bind} asks for TLS: give cert_file, too")
         return binds
 
-    def _ssl_context(self, cfg: Config) -> ssl.SSLContext | None:
+    def _ssl_context(
+        self, cfg: Config, make: Callable[..., Any] = server_context
+    ) -> ssl.SSLContext | None:
         if not cfg.cert_file:
             if cfg.key_file or cfg.ca_certs:
                 raise ImproperlyConfigured("TLS needs a certificate: give cert_file, too")
             return None
-        return server_context(
+        return make(  # type: ignore[no-any-return]
             cfg.cert_file,
             cfg.key_file,
             key_password=cfg.key_password,

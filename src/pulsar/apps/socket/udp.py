@@ -67,7 +67,9 @@ class UdpSocketServer(SocketServer):
                 )
         return binds
 
-    def _ssl_context(self, cfg: Config) -> ssl.SSLContext | None:
+    def _ssl_context(
+        self, cfg: Config, make: Callable[..., Any] | None = None
+    ) -> ssl.SSLContext | None:
         if cfg.cert_file:
             raise ImproperlyConfigured("there is no TLS over datagrams: leave out cert_file")
         return None
