@@ -36,6 +36,7 @@ USAGE = "pulsar serve MODULE:THING [options]"
 DESCRIPTION = """
     Serve THING from MODULE on sockets: a ProtocolConsumer class, an asyncio protocol class, a
     factory of either, a coroutine function handler(reader, writer), or a pulsar application.
+    Servers that run are seen to with pulsar ps, status, reload, scale, stop and config.
 """
 
 # Flags that are answered without serving.

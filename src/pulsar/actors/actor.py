@@ -25,7 +25,7 @@ from .proxy import ActorProxy, address_of
 from .router import Router
 from .state import State, check_move
 
-__all__ = ["ACTOR_HOOKS", "Actor", "current_actor", "set_process_actor"]
+__all__ = ["ACTOR_HOOKS", "Actor", "StoppedEarly", "current_actor", "set_process_actor"]
 
 logger = logging.getLogger("pulsar.actors")
 
@@ -198,7 +198,8 @@ class Actor(EventHandler):
     async def run(self) -> None:
         """Live: start, obey until it is told to stop, end.
 
-        Raises what ``starting`` raises.
+        Raises what ``starting`` raises, and ``StoppedEarly`` when it is told to stop
+        before that is over.
         """
         with self.current():
             loop = self.loop = asyncio.get_running_loop()
@@ -207,7 +208,7 @@ class Actor(EventHandler):
             self._move(State.STARTING)
             self.router.add(self)
             try:
-                await self.starting()
+                await self._start_unless_stopped(self._stopping)
                 self._move(State.RUNNING)
                 self.fire_event("start", self)
                 await self._hooks_done()
@@ -221,6 +222,21 @@ class Actor(EventHandler):
                 await self.ending()
             finally:
                 await self._end()
+
+    async def _start_unless_stopped(self, stopping: asyncio.Event) -> None:
+        loop = asyncio.get_running_loop()
+        start = loop.create_task(self.starting())
+        stop = loop.create_task(stopping.wait())
+        try:
+            await asyncio.wait({start, stop}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stop.cancel()
+            start.cancel()
+        if not start.done():
+            await asyncio.wait({start})
+        if start.cancelled():
+            raise StoppedEarly
+        start.result()
 
     async def starting(self) -> None:
         """What a kind of actor does before it runs. Nothing here."""
@@ -285,6 +301,10 @@ class Actor(EventHandler):
         for task in done:
             if not task.cancelled() and task.exception() is not None:
                 logger.error("a hook of %s failed", self.name, exc_info=task.exception())
+
+
+class StoppedEarly(Exception):  # noqa: N818 - it is no error
+    """The end of an actor came before its start was over."""
 
 
 class Child:

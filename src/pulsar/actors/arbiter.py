@@ -31,7 +31,7 @@ from ..pidfile import PidFile
 from ..privileges import resolve_identity
 from ..system import enable_subreaper, set_process_title
 from ..version import __version__
-from .actor import Actor, set_process_actor
+from .actor import Actor, StoppedEarly, set_process_actor
 from .commands import CommandRequest, command
 from .control import ControlServer
 from .forkserver import Order
@@ -54,6 +54,9 @@ _LOOK, _LOOKS = 5.0, 8
 
 # Seconds for what needs no time: a fork server without workers, a worker told "now".
 _PATIENCE = 2.0
+
+# So many children that nobody knew are remembered.
+_KEPT_STATUSES = 64
 
 # Seconds that workers have to tell their figures when somebody wants to see them.
 _FIGURES_PATIENCE = 0.2
@@ -105,6 +108,8 @@ class Arbiter(Actor):
         # The fork server of a reload that is under way.
         self._next: Generation | None = None
         self._reaps_orphans = False
+        # The last children that nobody knew, and how they ended.
+        self._reaped: dict[int, int] = {}
         self._settings: dict[str, list[Any]] = {}
         self._first: tuple[socket.socket, int] | None = None
         self._title = title
@@ -135,31 +140,27 @@ class Arbiter(Actor):
             self.failure = (exc.code, "" if exc.said else str(exc))
         except ImproperlyConfigured as exc:
             self.failure = (BOOT_FAILED, str(exc))
-        except _StoppedEarly:
+        except StoppedEarly:
             pass
+        except ServeAlone:
+            raise
+        except Exception:
+            # The user's monitor_start, most likely.
+            logger.exception("%s cannot start", self._title)
+            self.failure = (BOOT_FAILED, "")
 
     # Start
 
     async def starting(self) -> None:
-        """Boot, unless the end comes first."""
+        """Boot."""
         assert self.loop is not None
-        assert self._stopping is not None
         assert self._first is not None
         self._change = self.loop.create_future()
         self._reaps_orphans = enable_subreaper()
         self._handle_signals()
         sock, pid = self._first
         self.generation = self._add_generation(next(self._numbers), sock, pid, None)
-        boot = self.loop.create_task(self._boot())
-        stop = self.loop.create_task(self._stopping.wait())
-        await asyncio.wait({boot, stop}, return_when=asyncio.FIRST_COMPLETED)
-        stop.cancel()
-        if not boot.done():
-            boot.cancel()
-            await asyncio.wait({boot})
-        if boot.cancelled() or self._stopping.is_set():
-            raise _StoppedEarly
-        boot.result()
+        await self._boot()
 
     async def _boot(self) -> None:
         timeout = self.cfg.boot_timeout if "boot_timeout" in self.cfg else 60.0
@@ -236,7 +237,13 @@ class Arbiter(Actor):
     # Stop
 
     def stop(self, graceful: bool = True) -> None:
-        """Stop the tree; again, or not ``graceful``: at once."""
+        """Stop the tree; again, or not ``graceful``: at once. Callable from any thread."""
+        loop = self.loop
+        if loop is not None and not _runs_in(loop):
+            # It may be closed by now: then the tree has stopped.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(self.stop, graceful)
+            return
         if not graceful or (self._stopping is not None and self._stopping.is_set()):
             self._now.set()
         super().stop()
@@ -281,6 +288,8 @@ class Arbiter(Actor):
                 process.stop(self._graceful_timeout())
         await self._all_ended()
         for generation in self._generations:
+            if generation.report is None:
+                generation.kill()  # it is still importing, and does not listen
             generation.end()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_PATIENCE):
@@ -381,7 +390,8 @@ class Arbiter(Actor):
             sockets=described(listening),
             payload=payload,
         )
-        process = Process(order, generation, self.router, noted, reaps_orphans=self._reaps_orphans)
+        reaped = self._reaped.get if self._reaps_orphans else None
+        process = Process(order, generation, self.router, noted, reaped=reaped)
         self._processes[process.aid] = process
         descriptors = [one.sock.fileno() for one in listening]
         if cell:
@@ -441,9 +451,14 @@ class Arbiter(Actor):
             for generation in self._generations:
                 if generation.pid == pid:
                     generation.exited()
-            for process in list(self._processes.values()):
-                if process.pid == pid:
-                    process.has_exited(status)
+            known = [process for process in self._processes.values() if process.pid == pid]
+            for process in known:
+                process.has_exited(status)
+            if not known:
+                # It may be one that has not said hello yet.
+                self._reaped[pid] = status
+                while len(self._reaped) > _KEPT_STATUSES:
+                    del self._reaped[next(iter(self._reaped))]
 
     # Generations
 
@@ -801,8 +816,11 @@ class ServeAlone(Exception):  # noqa: N818 - it is no error
     """What was loaded wants no workers, but to be served by the process that was started."""
 
 
-class _StoppedEarly(Exception):  # noqa: N818 - it is no error
-    """The end came before the start was over."""
+def _runs_in(loop: asyncio.AbstractEventLoop) -> bool:
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return False
 
 
 @command()

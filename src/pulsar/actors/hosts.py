@@ -78,6 +78,8 @@ async def spawn_in_loop(parent: Actor, actor: Actor) -> ActorProxy:
     def ended(task: asyncio.Task[None]) -> None:
         parent.children.pop(actor.aid, None)
         running.set()
+        if not task.cancelled():
+            task.exception()  # whoever waits for its start is told
 
     def kill() -> None:
         task.cancel()

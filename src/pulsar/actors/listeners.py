@@ -141,6 +141,11 @@ class Listeners:
         return {slot for each in self._bound.values() if each.own_slots for slot in each.slots}
 
     @property
+    def shared(self) -> bool:
+        """True when all workers listen on one socket, and the quickest may take all."""
+        return any(not each.own_slots for each in self._bound.values())
+
+    @property
     def binds(self) -> list[str]:
         """The binds, as they were written."""
         return [listen.bind for listen in self._bound]

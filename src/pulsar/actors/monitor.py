@@ -187,7 +187,7 @@ class Monitor(Actor):
         self.listeners.commit(self.listeners.prepare(self.listens))
         for number in range(self.wanted):
             self.listeners.of_slot(number)
-        if self.listens and not self._datagram:
+        if self.listeners.shared and not self._datagram:
             try:
                 self._table = Table()
             except OSError as exc:
@@ -548,15 +548,16 @@ class Monitor(Actor):
         """
         timeout = float(self.setting("graceful_timeout"))
         self.draining.add(process)
+        # One that has not begun to serve has nothing to finish.
+        patience = _DRAIN_SLACK + (0.0 if process.state == "starting" else timeout)
         # What is listened on no more is drained by those who still do.
         process.stop(timeout, [] if final else self.listeners.binds)
         if process.alive:
-            self._later(timeout + _DRAIN_SLACK, lambda: self._too_late(process))
+            self._later(patience, lambda: self._too_late(process, patience))
 
-    def _too_late(self, process: Process) -> None:
+    def _too_late(self, process: Process, patience: float) -> None:
         if process.alive:
-            timeout = float(self.setting("graceful_timeout"))
-            process.kill(f"it has not ended within {timeout:g} s (graceful_timeout)")
+            process.kill(f"it has not ended within {patience:g} s (graceful_timeout)")
 
     def stop_workers(self) -> None:
         """Ask all to end, for good."""

@@ -49,7 +49,8 @@ class Process:
     """A worker, or the process of a spawned actor.
 
     :param noted: called with this object and each note that is not handled here
-    :param reaps_orphans: we hear of its end when its fork server has gone, too
+    :param reaped: tells the wait status of an orphan that was reaped before it was
+        known, by its pid; None: orphans are not ours to reap
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Process:
         router: Router,
         noted: Callable[[Process, Note], None],
         *,
-        reaps_orphans: bool,
+        reaped: Callable[[int], int | None] | None,
     ) -> None:
         loop = asyncio.get_running_loop()
         self.order = order
@@ -86,7 +87,7 @@ class Process:
         self._loop = loop
         self._router = router
         self._noted = noted
-        self._reaps_orphans = reaps_orphans
+        self._reaped = reaped
         self._answers: dict[tuple[str, int], asyncio.Future[None]] = {}
         # What the machine had kept it waiting when we began to miss it, in seconds.
         self._delay: float | None = None
@@ -322,11 +323,13 @@ class Process:
         self._loop.call_soon(self.is_lost)
 
     def is_lost(self) -> None:
-        """Give it up when there is nobody left to tell us of its end."""
-        # Orphans are ours to reap, where there are subreapers, if they were forked.
-        reaped = self.pid is not None and self._reaps_orphans
-        if self.mailbox.closed and not self.generation.alive and not reaped:
+        """See whether its end is known, when its fork server cannot tell us any more."""
+        if not self.mailbox.closed or self.generation.alive or not self.alive:
+            return
+        if self.pid is None or self._reaped is None:
             self.has_exited(None)
+        elif (status := self._reaped(self.pid)) is not None:
+            self.has_exited(status)
 
 
 async def _either(

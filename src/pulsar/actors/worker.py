@@ -25,7 +25,7 @@ from ..errors import ImproperlyConfigured
 from ..log import reopen_logs, setup_logging
 from ..protocols.balance import Balance
 from ..system import new_event_loop, resident_memory, set_process_title
-from .actor import Actor, set_process_actor
+from .actor import Actor, StoppedEarly, set_process_actor
 from .forkserver import Order
 from .hosts import connect_router
 from .mailbox import Mailbox
@@ -285,6 +285,8 @@ async def _serve(worker: Worker, sock: socket.socket) -> None:
     worker.connect(sock)
     try:
         await worker.run()
+    except StoppedEarly:
+        await worker.application.worker_stop(worker, 0.0)
     except Exception as exc:
         worker.failure = exc
     finally:
@@ -304,6 +306,8 @@ async def _live(actor: Actor, sock: socket.socket) -> None:
     actor.bind_event("start", lambda _actor, exc=None: mailbox.post(Note("ready")))
     try:
         await actor.run()
+    except StoppedEarly:
+        pass
     except Exception as exc:
         mailbox.post(Note("failed", {"text": _explain(exc)}))
     finally:
