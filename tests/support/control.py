@@ -50,7 +50,7 @@ class Fake:
         self.stopped = asyncio.Event()
 
     async def refresh(self) -> None:
-        self.calls.append("refresh")
+        """Its figures do not change."""
 
     def status(self) -> dict[str, Any]:
         return {

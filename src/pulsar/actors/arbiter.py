@@ -297,9 +297,7 @@ class Arbiter(Actor):
                     await self.next_change()
         for generation in list(self._generations):
             generation.kill()
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(generation.pid, 0)
-            generation.exited()
+            generation.reap()
             generation.close()
 
     async def _all_ended(self) -> None:
@@ -450,7 +448,7 @@ class Arbiter(Actor):
                 return
             for generation in self._generations:
                 if generation.pid == pid:
-                    generation.exited()
+                    generation.exited(status)
             known = [process for process in self._processes.values() if process.pid == pid]
             for process in known:
                 process.has_exited(status)
@@ -690,7 +688,7 @@ class Arbiter(Actor):
             "state": state,
             "ready": self.was_ready
             and not self.stopping
-            and all(monitor.ready for monitor in self.monitors),
+            and all(monitor.ready and not monitor.waiting for monitor in self.monitors),
             "generation": self.generation.number,
             "uptime": 0.0 if self.loop is None else self.loop.time() - self._started_at,
             "applications": [monitor.status() for monitor in self.monitors],

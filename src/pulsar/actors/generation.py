@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 from ..errors import ReloadFailed
 from .mailbox import Mailbox, mailbox_pair
 from .message import Message, Note
+from .restart import describe_exit
 from .served import BOOT_FAILED
 
 __all__ = ["Generation", "Inherited", "LoadFailed", "fork_first", "inherited", "run_again"]
@@ -182,6 +183,7 @@ class Generation:
         self.loaded: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         # Workers of this generation that have not ended: when there are none, it ends.
         self.workers = 0
+        self._status: int | None = None
         self._noted = noted
         self._lost = lost
         self._errors = errors
@@ -231,9 +233,16 @@ class Generation:
                 f"importing the application has taken longer than {timeout:g} s (boot_timeout)"
             ) from None
 
-    def exited(self) -> None:
+    def exited(self, status: int) -> None:
         """It was reaped."""
         self.alive = False
+        self._status = status
+
+    def reap(self) -> None:
+        """Wait for its end, which is near: it was killed, or has hung up."""
+        if self._status is None:
+            with contextlib.suppress(ChildProcessError):
+                self.exited(os.waitpid(self.pid, 0)[1])
 
     def _received(self, mailbox: Mailbox, message: Message, descriptors: list[int]) -> None:
         if not isinstance(message, Note):
@@ -249,6 +258,8 @@ class Generation:
             self._noted(self, message)
 
     def _gone(self, mailbox: Mailbox) -> None:
+        if not self.loaded.done():
+            self.reap()
         self._fail("", BOOT_FAILED, False)
         self._lost(self)
 
@@ -263,7 +274,9 @@ class Generation:
             elif heard:
                 text = heard
             said = said or bool(heard)
-            text = text or "the process that loads the application has ended without a word"
+            if not text:
+                how = "has ended" if self._status is None else describe_exit(self._status)
+                text = f"the process that loads the application {how}"
             self.loaded.set_exception(LoadFailed(text, code, said=said))
             # Perhaps nobody waits for it any more.
             self.loaded.exception()

@@ -167,6 +167,11 @@ class Monitor(Actor):
         return sum(slot.ready for slot in self.slots.values())
 
     @property
+    def waiting(self) -> bool:
+        """True while a slot has no worker because those before have crashed too often."""
+        return any(slot.waiting is not None for slot in self.slots.values())
+
+    @property
     def restarts(self) -> int:
         """How many workers have been started because another one had crashed."""
         return sum(slot.restarts for slot in self.slots.values())
@@ -360,7 +365,9 @@ class Monitor(Actor):
 
     def _record(self, slot: Slot, process: Process) -> None:
         assert self.loop is not None
-        status = -1 if process.status is None else process.status
+        # What we have killed because it does not start has failed by itself.
+        ours = process.killed_for is not None and process.ready_at is None
+        status = -1 if ours or process.status is None else process.status
         slot.history.append(
             Exit(
                 self.loop.time(), process.started_at, process.ready_at, status, asked=process.asked
@@ -720,8 +727,7 @@ class Monitor(Actor):
                 self.create_task(self._kill_stuck(process, reason))
 
     async def _kill_stuck(self, process: Process, reason: str) -> None:
-        stacks = await process.kill_with_stacks(reason)
-        logger.error("the stacks of %s:\n%s", process.title, stacks or "it does not answer")
+        await process.kill_with_stacks(reason)
 
 
 def described(listening: Sequence[Listening]) -> list[list[Any]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 from collections.abc import Callable
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from .router import Router
 
 __all__ = ["BootFailed", "Process"]
+
+logger = logging.getLogger("pulsar.server")
 
 # Seconds for which a stack dump may come in, and of silence after which it is over.
 _DUMP_PATIENCE = 1.0
@@ -237,15 +240,17 @@ class Process:
         if not reached.done():
             raise BootFailed(
                 self.describe_end(),
-                signalled=self.status is not None and os.WIFSIGNALED(self.status),
+                signalled=self.killed_for is None
+                and self.status is not None
+                and os.WIFSIGNALED(self.status),
             )
 
-    async def kill_with_stacks(self, reason: str) -> str:
-        """Kill it; returns its stacks, which were taken before."""
+    async def kill_with_stacks(self, reason: str) -> None:
+        """Kill it, and log its stacks, which are taken before."""
         self.killed_for = reason
         stacks = await self.dump()
         self.kill(reason)
-        return stacks
+        logger.error("the stacks of %s:\n%s", self.title, stacks or "it does not answer")
 
     def describe_end(self) -> str:
         """Why it has ended, as far as that is known."""

@@ -111,7 +111,7 @@ class Endpoint(asyncio.DatagramTransport):
             self._aside = _Aside(self)
             real.close()
             real.set_protocol(self._aside)
-        if abort:
+        if abort and not self.lost.done():
             real.abort()
 
     def _send_late(self, data: bytes | bytearray | memoryview, addr: Any = None) -> None:

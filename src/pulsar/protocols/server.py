@@ -120,12 +120,20 @@ class Server(Producer):
             raise RuntimeError(f"{self.name} does not serve, so it adopts no sockets")
         return [sock for sock in dict.fromkeys(sockets) if sock not in self._sockets]
 
-    def _leavers(self, sockets: Sequence[socket.socket] | None) -> list[socket.socket]:
-        return [sock for sock in self._sockets if sockets is None or sock in sockets]
+    def _take_in(self, sockets: Sequence[socket.socket]) -> None:
+        self._addresses = [*self._addresses, *(sock.getsockname() for sock in sockets)]
+        self._sockets = [*self._sockets, *sockets]
 
-    def _have_sockets(self, sockets: Sequence[socket.socket]) -> None:
-        self._sockets = list(sockets)
-        self._addresses = [sock.getsockname() for sock in sockets]
+    def _let_out(self, sockets: Sequence[socket.socket] | None) -> list[socket.socket]:
+        """Give up ``sockets``, or all; returns those that there were."""
+        if self._started_at is None:
+            return []
+        before = self._sockets
+        named = list(zip(before, self._addresses, strict=True))
+        kept = [] if sockets is None else [(s, name) for s, name in named if s not in sockets]
+        self._sockets = [sock for sock, _ in kept]
+        self._addresses = [name for _, name in kept]
+        return [sock for sock in before if sock not in self._sockets]
 
     def _close_sockets(self) -> None:
         close_sockets([*self._sockets, *self._opened])
@@ -148,7 +156,7 @@ class Server(Producer):
                 _as_bind(self._bind), type=self.socket_type, backlog=backlog
             )
             self._sockets = self._opened
-        self._have_sockets(self._sockets)
+        self._addresses = [sock.getsockname() for sock in self._sockets]
         self._started_at = self._loop.time()
         return self._sockets
 

@@ -218,7 +218,7 @@ class TcpServer(Server):
                 )
         if newcomers:
             assert self._acceptor is not None
-            self._have_sockets(self._sockets + newcomers)
+            self._take_in(newcomers)
             await self._acceptor.add(newcomers, plain_sockets)
 
     async def release(self, sockets: Sequence[socket.socket] | None = None) -> None:
@@ -226,11 +226,9 @@ class TcpServer(Server):
 
         Connections that were accepted go on.
         """
-        leavers = self._leavers(sockets)
-        if leavers:
-            self._have_sockets([sock for sock in self._sockets if sock not in leavers])
-            if self._acceptor is not None:
-                await self._acceptor.remove(leavers)
+        leavers = self._let_out(sockets)
+        if leavers and self._acceptor is not None:
+            await self._acceptor.remove(leavers)
 
     async def renew_tls(self, sslcontext: ssl.SSLContext) -> None:
         """Use ``sslcontext`` for new connections; the present ones go on undisturbed."""

@@ -114,12 +114,11 @@ class DatagramServer(Server):
                 raise ImproperlyConfigured(
                     f"{self.name} cannot adopt a socket that is not for datagrams: {sock!r}"
                 )
-        before = self._sockets
-        self._have_sockets(before + newcomers)
+        self._take_in(newcomers)
         try:
             await self._open_endpoints(newcomers)
         except BaseException:
-            self._have_sockets([sock for sock in self._sockets if sock not in newcomers])
+            self._let_out(newcomers)
             raise
 
     async def release(self, sockets: Sequence[socket.socket] | None = None) -> None:
@@ -129,9 +128,8 @@ class DatagramServer(Server):
         address, what is still to be answered, until ``close``, or for ``graceful_timeout``
         seconds.
         """
-        leavers = self._leavers(sockets)
+        leavers = self._let_out(sockets)
         endpoints = [endpoint for endpoint in self._transports if endpoint.sock in leavers]
-        self._have_sockets([sock for sock in self._sockets if sock not in leavers])
         self._end_reading(endpoints)
         loop = asyncio.get_running_loop()
         for endpoint in endpoints:
