@@ -21,7 +21,7 @@ from .actors.arbiter import Arbiter
 from .actors.forkserver import Loaded
 from .actors.served import BOOT_FAILED, Listening, plain_settings
 from .actors.single import SingleProcess
-from .actors.tree import can_fork, run_tree
+from .actors.tree import can_fork, is_fork_server, run_tree
 from .config import Config, render_config
 from .errors import ImproperlyConfigured
 from .events import EventHandler
@@ -167,7 +167,7 @@ class Application(EventHandler):
         _running[self.name] = self
         code = 0
         try:
-            if self.serves_alone():
+            if self.serves_alone() and not is_fork_server():
                 self._runner = SingleProcess(self)
                 self._runner.run()
             else:
@@ -269,6 +269,9 @@ class Application(EventHandler):
 
     async def release(self, listening: Sequence[Listening]) -> None:
         """Called to listen on these sockets no more; the caller closes them."""
+
+    async def stop_listening(self, binds: Sequence[str] | None) -> None:
+        """Called to leave the sockets of these binds (None: all) to others who listen there."""
 
     def figures(self) -> dict[str, int]:
         """Counters that the arbiter collects: ``connections`` and ``requests``."""

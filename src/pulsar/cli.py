@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from .actors.forkserver import Loaded
 from .actors.served import BOOT_FAILED, NOT_LOADABLE
-from .actors.tree import ServeAlone, can_fork, run_tree
+from .actors.tree import ServeAlone, can_fork, is_fork_server, run_tree
 from .application import USAGE as BAD_USAGE
 from .application import Application
 from .apps.socket import SocketServer, UdpSocketServer
@@ -91,6 +91,8 @@ def serve(arguments: list[str]) -> None:
 
 def _wants_workers(arguments: list[str], cfg: Config) -> bool:
     """Whether workers serve, as far as that can be told without the application."""
+    if is_fork_server():
+        return True
     only_looks = cfg.check or cfg.print_config or not _ONLY_LOOKS.isdisjoint(arguments)
     return bool(not only_looks and cfg.concurrency == "process" and cfg.workers and can_fork())
 

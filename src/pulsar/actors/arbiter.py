@@ -283,6 +283,10 @@ class Arbiter(Actor):
                 monitor.listeners.shut_the_door()
         for monitor in self.monitors:
             monitor.stop_workers()
+        # The workers' copies keep the queues until they are empty; then nobody is kept
+        # waiting, and another server may bind.
+        for monitor in self.monitors:
+            monitor.listeners.close()
         for process in list(self._processes.values()):
             if process.slot is None:
                 process.stop(self._graceful_timeout())
@@ -319,15 +323,16 @@ class Arbiter(Actor):
                 for process in list(self._processes.values()):
                     process.kill("it has not ended in time")
             now = loop.create_task(self._now.wait())
-            change = loop.create_task(self.next_change())
-            waiters = {change} if hurried else {change, now}
+            # Taken now: a task would look for it later, and miss what happens before.
+            change = self._change
+            assert change is not None
+            waiters: set[asyncio.Future[Any]] = {change} if hurried else {change, now}
             await asyncio.wait(
                 waiters,
                 timeout=max(0.0, deadline - loop.time()),
                 return_when=asyncio.FIRST_COMPLETED,
             )
             now.cancel()
-            change.cancel()
 
     def _graceful_timeout(self) -> float:
         if not self._settings:
@@ -541,6 +546,7 @@ class Arbiter(Actor):
                     await asyncio.sleep(retry)
                     retry = min(retry * 2, _RETRY_MOST)
         for monitor in self.monitors:
+            monitor.generation = self.generation
             monitor.fill()
 
     # Reload
@@ -594,7 +600,7 @@ class Arbiter(Actor):
         except (BootFailed, ImproperlyConfigured) as exc:
             progress("going back")
             for monitor in renewed:
-                await monitor.go_back(old)
+                await monitor.go_back(old, new)
             for monitor, _, binds in prepared:
                 monitor.listeners.discard(binds)
             if not new.workers:

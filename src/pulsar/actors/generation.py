@@ -29,7 +29,15 @@ from .message import Message, Note
 from .restart import describe_exit
 from .served import BOOT_FAILED
 
-__all__ = ["Generation", "Inherited", "LoadFailed", "fork_first", "inherited", "run_again"]
+__all__ = [
+    "Generation",
+    "Inherited",
+    "LoadFailed",
+    "fork_first",
+    "inherited",
+    "is_fork_server",
+    "run_again",
+]
 
 logger = logging.getLogger("pulsar.server")
 
@@ -92,6 +100,11 @@ class Inherited(NamedTuple):
     generation: int
     control: socket.socket
     stderr: int
+
+
+def is_fork_server() -> bool:
+    """True in a process that was started to be a fork server, whatever its settings say."""
+    return _VARIABLE in os.environ
 
 
 def inherited() -> Inherited | None:

@@ -45,6 +45,9 @@ _DRAIN_SLACK = 2.0
 # Seconds that a slot may be without a worker before another one listens on its sockets.
 _ADOPT_AFTER = 0.1
 
+# Seconds for a worker to accept no more when it is asked to end.
+_DRAIN_PATIENCE = 1.0
+
 # Seconds for a worker to stop reading from sockets that another one takes over.
 _RELEASE_PATIENCE = 5.0
 
@@ -141,6 +144,8 @@ class Monitor(Actor):
         self._before: _State | None = None
         # One slot at a time, whatever the reason.
         self._replacing = asyncio.Lock()
+        # Where new workers come from.
+        self.generation = arbiter.generation
         self._take(report)
         self.wanted = max(1, int(self.setting("workers")))
 
@@ -245,9 +250,7 @@ class Monitor(Actor):
             "slot": slot.number,
             "pid": None if process is None else process.pid,
             "state": state,
-            "generation": self.arbiter.generation.number
-            if process is None
-            else process.generation.number,
+            "generation": self.generation.number if process is None else process.generation.number,
             "uptime": uptime,
             "connections": figures.get("connections"),
             "requests": figures.get("requests"),
@@ -298,7 +301,7 @@ class Monitor(Actor):
         slot.waiting = None
         if self._stopped or slot.current is not None:
             return
-        generation = self.arbiter.generation
+        generation = self.generation
         if not generation.alive:
             return  # see fill
         hold = self._datagram and slot.adopter is not None
@@ -426,7 +429,7 @@ class Monitor(Actor):
         while True:
             attempts -= 1
             try:
-                await self._replace(slot, generation or self.arbiter.generation, binds)
+                await self._replace(slot, generation or self.generation, binds)
             except BootFailed as exc:
                 # What was killed from outside says nothing about its code.
                 if not exc.signalled or not attempts or self._stopped:
@@ -464,6 +467,8 @@ class Monitor(Actor):
         await self._take_back(slot)
         if old is not None:
             self.drain(old)
+            # So that whoever connects from now on meets the new one.
+            await old.until_draining(_DRAIN_PATIENCE)
         self.arbiter.changed()
 
     async def renew(
@@ -479,6 +484,7 @@ class Monitor(Actor):
         """
         async with self._replacing:
             self._before = self._state()
+            self.generation = generation
             old_workers = self.setting("workers")
             self._take(report)
             for number in sorted(self.slots):
@@ -492,20 +498,22 @@ class Monitor(Actor):
         self._before = None
         await self._arrange()
 
-    async def go_back(self, generation: Generation) -> None:
-        """Undo a ``renew`` that has failed, as far as it got."""
+    async def go_back(self, generation: Generation, failed: Generation) -> None:
+        """Undo a ``renew`` with ``failed``, as far as it got; ``generation`` serves again."""
+        self.generation = generation
         if self._before is not None:
             self.settings, self.listens, self._datagram, self.secure = self._before
             self._before = None
         async with self._replacing:
             for slot in list(self.slots.values()):
-                if slot.current is not None and slot.current.generation is not generation:
+                if slot.current is not None and slot.current.generation is failed:
                     try:
                         await self.replace(slot, generation)
                     except BootFailed as exc:
                         logger.error(
                             "%s: worker %d cannot be taken back: %s", self.name, slot.number, exc
                         )
+        self.fill()
 
     def _state(self) -> _State:
         return self.settings, self.listens, self._datagram, self.secure
@@ -701,9 +709,6 @@ class Monitor(Actor):
                 self.recycle(process, note.data["reason"])
             case "signal":
                 self._later(_SIGNAL_TO_ALL, lambda: self._signalled(process, note.data["name"]))
-            case "draining":
-                if process.state == "running":
-                    process.state = "draining"
 
     def _signalled(self, process: Process, name: str) -> None:
         if not self.arbiter.stopping:

@@ -86,6 +86,8 @@ class Process:
         self.status: int | None = None
         self.booted: asyncio.Future[None] = loop.create_future()
         self.ready: asyncio.Future[None] = loop.create_future()
+        # It accepts no more.
+        self.drains: asyncio.Future[None] = loop.create_future()
         self.exited: asyncio.Future[int] = loop.create_future()
         self._loop = loop
         self._router = router
@@ -214,6 +216,10 @@ class Process:
             silent -= delay - self._delay
         return silent
 
+    async def until_draining(self, timeout: float) -> None:
+        """Wait until it accepts no more, or has ended, for ``timeout`` seconds at most."""
+        await _either(self.drains, self.exited, timeout)
+
     async def until_booted(self, timeout: float) -> None:
         """Wait until it waits for the note ``serve``. Raises ``BootFailed``."""
         await self._until(self.booted, timeout)
@@ -312,6 +318,9 @@ class Process:
                 self._done(self.ready)
             case "beat":
                 self.figures = data
+            case "draining":
+                self.state = "draining"
+                self._done(self.drains)
             case "failed":
                 self.failure = data["text"]
             case "adopted" | "released":

@@ -100,6 +100,9 @@ class Served(Protocol):
     async def worker_hook(self, name: str, worker: Any) -> None:
         """Run the user's ``on_worker_start`` or ``on_worker_stop``."""
 
+    async def stop_listening(self, binds: Sequence[str] | None) -> None:
+        """Leave the sockets of these binds, or of all, to those who go on listening on them."""
+
     def figures(self) -> dict[str, int]:
         """Counters for the arbiter: ``connections``, ``requests``."""
 

@@ -20,12 +20,12 @@ from ..privileges import drop_privileges, resolve_identity
 from .actor import ACTOR_HOOKS, Actor, current_actor
 from .arbiter import Arbiter, ServeAlone
 from .forkserver import ForkServer, Loaded
-from .generation import fork_first, inherited
+from .generation import fork_first, inherited, is_fork_server
 from .reloader import require_watchfiles
 from .served import Served, plain_settings
 from .worker import live
 
-__all__ = ["ServeAlone", "arbiter", "can_fork", "run_tree"]
+__all__ = ["ServeAlone", "arbiter", "can_fork", "is_fork_server", "run_tree"]
 
 
 def can_fork() -> bool:

@@ -120,6 +120,8 @@ class Worker(Actor):
         """Drain."""
         if self._lifetime is not None:
             self._lifetime.cancel()
+        await self.application.stop_listening(self.leave)
+        # From now on only others accept.
         self._tell("draining", {})
         stopping = asyncio.ensure_future(self.application.worker_stop(self, self._timeout))
         now = asyncio.ensure_future(self._now.wait())

@@ -140,6 +140,15 @@ class SocketServer(Application):
             self._bind_of.pop(one.sock, None)
         await self.servers[0].release([one.sock for one in listening])
 
+    async def stop_listening(self, binds: Sequence[str] | None) -> None:
+        """Leave the sockets of these binds (None: all) to others who listen there."""
+        left = [sock for sock, bind in self._bind_of.items() if binds is None or bind in binds]
+        for server in self.servers:
+            await server.release(left)
+        for sock in left:
+            del self._bind_of[sock]
+            sock.close()
+
     def figures(self) -> dict[str, int]:
         """Counters that the arbiter collects."""
         return {
@@ -207,19 +216,11 @@ class SocketServer(Application):
             server.bind_event("finish", finished)
 
     async def worker_stop(self, worker: Any, timeout: float) -> None:
-        """Drain the servers within ``timeout`` seconds.
-
-        What waits in the queues of sockets that others go on listening on is theirs.
-        """
+        """Drain the servers within ``timeout`` seconds."""
         if timeout <= 0:
             for server in self.servers:
                 server.abort()
-        left = getattr(worker, "leave", ())
-        await asyncio.gather(*(self._close(server, timeout, left) for server in self.servers))
-
-    async def _close(self, server: Any, timeout: float, left: Sequence[str] | None) -> None:
-        shared = [sock for sock, bind in self._bind_of.items() if left is None or bind in left]
-        await server.close(timeout, shared=shared)
+        await asyncio.gather(*(server.close(timeout) for server in self.servers))
 
     async def create_server(
         self,

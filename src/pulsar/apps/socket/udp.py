@@ -55,9 +55,6 @@ class UdpSocketServer(SocketServer):
     async def _adopt(self, server: Any, listening: Sequence[Listening]) -> None:
         await server.adopt([one.sock for one in listening])
 
-    async def _close(self, server: Any, timeout: float, left: Sequence[str] | None) -> None:
-        await server.close(timeout)
-
     def _binds(self) -> list[Bind]:
         binds = [parse_bind(text) for text in self.cfg.bind]
         for bind in binds:
