@@ -44,7 +44,8 @@ def server(name=None, description=None, **kwargs):
         partial(RespProtocol, {}),
         name=name or "resp",
         description=description or "A small Redis in memory",
-        **kwargs,
+        # The data is in the memory of one process.
+        **{"workers": 0, **kwargs},
     )
 
 

@@ -92,6 +92,11 @@ class Application(EventHandler):
         """The application's name."""
         return str(self.cfg.name or type(self).__name__.lower())
 
+    @property
+    def title(self) -> str:
+        """What its processes are called: ``process_name``, or the application's name."""
+        return str(self.cfg.process_name or self.name)
+
     def load_config(
         self,
         argv: list[str] | None = None,
@@ -182,7 +187,7 @@ class Application(EventHandler):
 
     def loaded(self) -> Loaded:
         """What the fork server serves."""
-        return Loaded([self], plain_settings(self.cfg))
+        return Loaded([self], self.title, plain_settings(self.cfg))
 
     def _run_tree(self) -> int:
         root = Arbiter([self], cfg=self.cfg, title=self.name)
@@ -229,13 +234,12 @@ class Application(EventHandler):
     def describe(self) -> dict[str, Any]:
         """What the arbiter must know of this application, as plain data.
 
-        ``name``; ``title``, for the titles of processes; ``settings``, see
-        ``plain_settings``; ``listen``, the addresses to listen on, see ``Listen``;
-        ``secure``, whether they speak TLS; ``alone``, whether it wants no workers.
+        ``name``; ``settings``, see ``plain_settings``; ``listen``, the addresses to
+        listen on, see ``Listen``; ``secure``, whether they speak TLS; ``alone``, whether
+        it wants no workers.
         """
         return {
             "name": self.name,
-            "title": str(self.cfg.process_name or self.name),
             "settings": plain_settings(self.cfg),
             "listen": [],
             "secure": False,
@@ -410,7 +414,7 @@ class MultiApp(Application):
 
     def loaded(self) -> Loaded:
         """What the fork server serves."""
-        return Loaded(self.applications, plain_settings(self.cfg))
+        return Loaded(self.applications, self.title, plain_settings(self.cfg))
 
     def started(self) -> None:
         """Called by nobody: it is its applications that are started."""

@@ -487,7 +487,9 @@ class Arbiter(Actor):
                     "it wants to be served without workers now: this takes a restart"
                 )
             names = [each["name"] for each in report["applications"]]
-            if names != [monitor.name for monitor in self.monitors]:
+            before = [monitor.name for monitor in self.monitors]
+            # A single one is the same one, whatever it is called: that takes a restart.
+            if names != before and not len(names) == len(before) == 1:
                 raise ReloadFailed(
                     f"it serves other applications ({', '.join(names)}): this takes a restart"
                 )

@@ -65,6 +65,8 @@ class Loaded(NamedTuple):
     """What a generation serves."""
 
     applications: Sequence[Served]
+    # What the tree is called.
+    title: str
     # For the arbiter: settings by name, see ``served.settings_of``.
     settings: dict[str, list[Any]]
 
@@ -385,7 +387,7 @@ class ForkServer:
 def _report(loaded: Loaded) -> dict[str, Any]:
     applications = [application.describe() for application in loaded.applications]
     return {
-        "title": applications[0]["title"] if applications else "pulsar",
+        "title": loaded.title,
         "graceful_timeout": float(loaded.settings["graceful_timeout"][0]),
         "settings": loaded.settings,
         "applications": applications,

@@ -352,6 +352,8 @@ class Monitor(Actor):
             self.draining.discard(process)
             if process.killed_for is not None:
                 logger.warning("%s", process.describe_end())
+            elif process.failure is not None and process.ready_at is not None:
+                logger.error("%s: %s", process.title, process.failure)
             else:
                 logger.debug("%s", process.describe_end())
             self.arbiter.changed()

@@ -50,6 +50,9 @@ class Served(Protocol):
     def name(self) -> str:
         """The application's name."""
 
+    def prepare(self) -> None:
+        """Do what takes privileges that are about to be given up."""
+
     # In the process that supervises it, where its code is there
 
     async def monitor_start(self, monitor: Any) -> None:

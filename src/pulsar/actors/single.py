@@ -20,8 +20,10 @@ import threading
 from typing import Any
 
 from ..errors import ImproperlyConfigured
-from ..log import setup_logging
-from ..system import new_event_loop
+from ..log import reopen_logs, setup_logging
+from ..pidfile import PidFile
+from ..privileges import drop_privileges, resolve_identity
+from ..system import new_event_loop, set_process_title
 from .served import Served
 
 __all__ = ["SingleProcess"]
@@ -33,7 +35,8 @@ class SingleProcess:
     """Runs ``application`` on one loop in this process until it is told to stop.
 
     Signals, where this is the main thread: TERM and INT stop gracefully, a second
-    one at once; QUIT stops at once; HUP reloads what may change while serving.
+    one at once; QUIT stops at once; HUP reloads what may change while serving; USR1
+    opens log files anew.
     """
 
     # The slot of a worker in the process tree; there is only this one.
@@ -55,12 +58,23 @@ class SingleProcess:
         Raises ``ImproperlyConfigured`` when serving cannot start.
         """
         cfg = self.cfg
-        setup_logging(cfg.log_level, cfg.log_format, cfg.log_file)
+        owner = resolve_identity(cfg.user, cfg.group)
+        setup_logging(cfg.log_level, cfg.log_format, cfg.log_file, owner=owner)
         for warning in cfg.warnings:
             logger.warning(warning)
+        if cfg.process_name:
+            set_process_title(cfg.process_name)
+        self.application.prepare()
+        pidfile = PidFile(cfg.pidfile) if cfg.pidfile else None
+        if pidfile is not None:
+            pidfile.create()
         factory = lambda: new_event_loop(cfg.event_loop)  # noqa: E731
-        with asyncio.Runner(debug=cfg.debug, loop_factory=factory) as runner:
-            runner.run(self._main())
+        try:
+            with asyncio.Runner(debug=cfg.debug, loop_factory=factory) as runner:
+                runner.run(self._main())
+        finally:
+            if pidfile is not None:
+                pidfile.remove()
 
     def stop(self, graceful: bool = True) -> None:
         """Stop serving; callable from any thread."""
@@ -78,6 +92,7 @@ class SingleProcess:
         try:
             with self._signals(self.loop):
                 await application.monitor_start(self)
+                drop_privileges(self.cfg.user, self.cfg.group)
                 try:
                     await application.worker_start(self)
                     await application.worker_hook("on_worker_start", self)
@@ -126,6 +141,11 @@ class SingleProcess:
             signal.SIGINT: self._on_stop_signal,
             signal.SIGQUIT: self._on_quit,
             signal.SIGHUP: self._on_reload,
+            signal.SIGUSR1: self._on_reopen,
+            # Of the process tree; what they do by default, ending us, nobody wants.
+            signal.SIGUSR2: self._on_nothing,
+            signal.SIGTTIN: self._on_nothing,
+            signal.SIGTTOU: self._on_nothing,
         }
         for number, handler in handlers.items():
             loop.add_signal_handler(number, handler, number)
@@ -152,6 +172,13 @@ class SingleProcess:
         logger.info("%s: reloading settings and certificates", number.name)
         if self._reloading is None and self.loop is not None:
             self._reloading = self.loop.create_task(self._reload())
+
+    def _on_reopen(self, number: signal.Signals) -> None:
+        reopen_logs()
+        logger.info("%s: log files were reopened", number.name)
+
+    def _on_nothing(self, number: signal.Signals) -> None:
+        logger.info("%s: there are no workers", number.name)
 
     async def _reload(self) -> None:
         try:

@@ -104,8 +104,9 @@ class RootArbiter(Arbiter):
             raise ImproperlyConfigured(
                 "an arbiter forks processes: it needs the main thread of a system with fork"
             )
+        title = str(self.cfg.process_name or self.cfg.name or "pulsar")
         settings = plain_settings(self.cfg)
-        code = run_tree(lambda: Loaded([], settings), self.cfg, [], root=self)
+        code = run_tree(lambda: Loaded([], title, settings), self.cfg, [], root=self)
         if code:
             raise SystemExit(code)
 
