@@ -211,6 +211,15 @@ class Application(EventHandler):
             )
         return True
 
+    def warn_of_the_command_line(self) -> None:
+        """Warn of what is not called when the arbiter has not got the code."""
+        for name in ("monitor_start", "monitor_stop"):
+            if not getattr(type(self), name).__module__.startswith("pulsar."):
+                self.cfg.warnings.append(
+                    f"{type(self).__name__}.{name} is not called: started from the command line, "
+                    "the arbiter does not import the application; run a script that starts it"
+                )
+
     def change_directory(self) -> None:
         """Go to ``chdir``, if it is set. Raises ``ImproperlyConfigured``."""
         directory = self.cfg.chdir

@@ -102,6 +102,7 @@ def _serve_in_tree(target: str, arguments: list[str], cfg: Config) -> None:
 
     def load() -> Loaded:
         application = _find(target, arguments, cfg)
+        application.warn_of_the_command_line()
         application.change_directory()
         return application.loaded()
 

@@ -25,7 +25,14 @@ from .proxy import ActorProxy, address_of
 from .router import Router
 from .state import State, check_move
 
-__all__ = ["ACTOR_HOOKS", "Actor", "StoppedEarly", "current_actor", "set_process_actor"]
+__all__ = [
+    "ACTOR_HOOKS",
+    "Actor",
+    "StoppedEarly",
+    "current_actor",
+    "log_loop_error",
+    "set_process_actor",
+]
 
 logger = logging.getLogger("pulsar.actors")
 
@@ -301,6 +308,12 @@ class Actor(EventHandler):
         for task in done:
             if not task.cancelled() and task.exception() is not None:
                 logger.error("a hook of %s failed", self.name, exc_info=task.exception())
+
+
+def log_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log what a loop has to say where the server logs, and not where asyncio does."""
+    exc = context.get("exception")
+    logger.error("%s", context.get("message", "an error in the event loop"), exc_info=exc)
 
 
 class StoppedEarly(Exception):  # noqa: N818 - it is no error

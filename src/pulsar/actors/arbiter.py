@@ -31,7 +31,7 @@ from ..pidfile import PidFile
 from ..privileges import resolve_identity
 from ..system import enable_subreaper, set_process_title
 from ..version import __version__
-from .actor import Actor, StoppedEarly, set_process_actor
+from .actor import Actor, StoppedEarly, log_loop_error, set_process_actor
 from .commands import CommandRequest, command
 from .control import ControlServer
 from .forkserver import Order
@@ -156,6 +156,7 @@ class Arbiter(Actor):
         assert self.loop is not None
         assert self._first is not None
         self._change = self.loop.create_future()
+        self.loop.set_exception_handler(log_loop_error)
         self._reaps_orphans = enable_subreaper()
         self._handle_signals()
         sock, pid = self._first
@@ -795,6 +796,8 @@ class Arbiter(Actor):
     async def _log_stacks(self, name: str) -> None:
         for process in list(self._processes.values()):
             stacks = await process.dump()
+            if not process.alive:
+                continue
             logger.info("%s: the stacks of %s:\n%s", name, process.title, stacks or "no answer")
 
     def _on_child(self, name: str) -> None:

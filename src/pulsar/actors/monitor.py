@@ -154,7 +154,10 @@ class Monitor(Actor):
         return self.settings[name][0]
 
     def _take(self, report: dict[str, Any]) -> None:
-        self.settings = report["settings"]
+        fresh = report["settings"]
+        # What takes a restart is not in force before that.
+        kept = {n: value for n, value in self.settings.items() if value[2] == "restart"}
+        self.settings = {**fresh, **{n: v for n, v in kept.items() if n in fresh}}
         self.listens = [Listen(*listen) for listen in report["listen"]]
         self._datagram = any(listen.datagram for listen in self.listens)
         self.secure = bool(report["secure"])

@@ -172,6 +172,8 @@ class Process:
 
     async def dump(self) -> str:
         """Its stacks, and what it has in hand; empty when it does not answer."""
+        if self._stacks < 0:
+            return ""
         self._read_stacks()  # what is left of an earlier one
         self.signal(DUMP_SIGNAL)
         text = b""
@@ -297,16 +299,18 @@ class Process:
             self._router.receive(mailbox, message)
             return
         self._delay = None
+        data = message.data
+        if data.get("aid") == self.aid:
+            return  # that it is here we know: by its name, once it is ready
         if self._router.noted(mailbox, message):
             return
-        data = message.data
         answer = self._answers.get((message.name, data.get("id", -1)))
         if answer is not None and not answer.done():
             answer.set_result(None)
         match message.name:
             case "hello":
                 self.has_pid(data["pid"])
-                self._router.link(mailbox, self.aid, self.name)
+                self._router.link(mailbox, self.aid, self.aid)
             case "booted":
                 self._done(self.booted)
             case "ready":
@@ -314,6 +318,8 @@ class Process:
                 self.ready_at = self._loop.time()
                 if self.state == "starting":
                     self.state = "running"
+                # From now on it is the one who is meant by the name.
+                self._router.link(mailbox, self.aid, self.name)
                 self._done(self.booted)
                 self._done(self.ready)
             case "beat":

@@ -43,8 +43,10 @@ class Router:
     """
 
     def __init__(self, *, import_modules: bool = True) -> None:
+        # By id; and the ids of those who have a name, the newest last.
         self.actors: dict[str, Actor] = {}
         self.below: dict[str, Mailbox] = {}
+        self._named: dict[str, list[str]] = {}
         self.uplink: Mailbox | None = None
         self._import_modules = import_modules
         self._ids = itertools.count(1)
@@ -58,21 +60,20 @@ class Router:
 
     def add(self, actor: Actor) -> None:
         """``actor`` lives in this loop; those above hear of it."""
-        for name in {actor.aid, actor.name}:
-            self.actors[name] = actor
+        self.actors[actor.aid] = actor
+        self._name(actor.aid, actor.name)
         self._tell_above("here", actor.aid, actor.name)
 
     def remove(self, actor: Actor) -> None:
         """``actor`` has ended."""
-        for name in {actor.aid, actor.name}:
-            if self.actors.get(name) is actor:
-                del self.actors[name]
+        self.actors.pop(actor.aid, None)
+        self._forget(actor.aid)
         self._tell_above("gone", actor.aid, actor.name)
 
     def link(self, mailbox: Mailbox, aid: str, name: str) -> None:
         """The actor ``aid`` lives behind ``mailbox``, below us."""
-        for known in {aid, name}:
-            self.below[known] = mailbox
+        self.below[aid] = mailbox
+        self._name(aid, name)
         self._tell_above("here", aid, name)
 
     def unlink(self, mailbox: Mailbox) -> None:
@@ -84,10 +85,11 @@ class Router:
                 if not future.done():
                     future.set_exception(ActorGone("the arbiter has gone"))
             return
-        gone = {name for name, box in self.below.items() if box is mailbox}
-        for name in gone:
-            del self.below[name]
-            self._tell_above("gone", name, name)
+        gone = {aid for aid, box in self.below.items() if box is mailbox}
+        for aid in gone:
+            del self.below[aid]
+            self._forget(aid)
+            self._tell_above("gone", aid, aid)
         for (asker, number), box in list(self._under_way.items()):
             if box is mailbox:
                 del self._under_way[asker, number]
@@ -97,14 +99,33 @@ class Router:
             elif asker in gone:
                 del self._under_way[asker, number]
 
+    def _name(self, aid: str, name: str) -> None:
+        if name != aid:
+            ids = self._named.setdefault(name, [])
+            if aid not in ids:
+                ids.append(aid)
+
+    def _forget(self, aid: str) -> None:
+        for name, ids in list(self._named.items()):
+            if aid in ids:
+                ids.remove(aid)
+                if not ids:
+                    del self._named[name]
+
+    def _id_of(self, target: str) -> str:
+        """The id of who is called ``target``, by name or by id."""
+        ids = self._named.get(target)
+        return ids[-1] if ids else target
+
     def noted(self, mailbox: Mailbox, note: Note) -> bool:
         """Take news of who lives behind ``mailbox``; False for a note about something else."""
         if note.name == "here":
             self.link(mailbox, note.data["aid"], note.data["name"])
         elif note.name == "gone":
-            for name in {note.data["aid"], note.data["name"]}:
-                if self.below.get(name) is mailbox:
-                    del self.below[name]
+            aid = note.data["aid"]
+            if self.below.get(aid) is mailbox:
+                del self.below[aid]
+                self._forget(aid)
             self._tell_above("gone", note.data["aid"], note.data["name"])
         else:
             return False
@@ -125,6 +146,7 @@ class Router:
         ``ActorError`` for what cannot be sent.
         """
         number = next(self._ids) if wants_answer(command) else 0
+        target = self._id_of(target)
         request = Request(number, sender, target, command, pack((args, kwargs)))
         future: asyncio.Future[Answer] | None = None
         if number:
@@ -165,6 +187,7 @@ class Router:
             self._answer(message.target, message.id, message.ok, message.payload, source)
 
     def _pass_on(self, source: Mailbox, request: Request) -> None:
+        request.target = self._id_of(request.target)
         if request.target in self.actors:
             self._deliver(request, source)
             return
@@ -204,7 +227,8 @@ class Router:
 
     def _deliver(self, request: Request, source: Mailbox | None) -> None:
         actor = self.actors[request.target]
-        task = asyncio.get_running_loop().create_task(self._run(actor, request))
+        # The actor's own: when it ends, whoever waits for the answer is told.
+        task = actor.create_task(self._run(actor, request))
         self._commands.add(task)
         task.add_done_callback(self._done)
         if len(self._commands) >= _MANY_COMMANDS and source is not None:
@@ -237,14 +261,6 @@ class Router:
             ok, payload = False, pack_error(exc)
         if request.id:
             self._answer(request.sender, request.id, ok, payload)
-
-    async def close(self) -> None:
-        """Cancel the commands that are still running."""
-        tasks = list(self._commands)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks, timeout=1.0)
 
 
 def _nobody(target: str) -> str:

@@ -82,8 +82,16 @@ def run_tree(
     if cfg.reload:
         require_watchfiles()
     setup_logging(cfg.log_level, cfg.log_format, cfg.log_file, owner=owner)
+    # Before the fork: it takes what is for the arbiter alone out of the environment.
+    root = root or Arbiter(cfg=cfg, title=title)
+    others = [thread.name for thread in threading.enumerate() if thread.name != "MainThread"]
+    if others:
+        cfg.warnings.append(
+            f"the script has started threads ({', '.join(others)}), which do not exist in the "
+            "workers: start them in on_worker_start"
+        )
     sock, pid = fork_first(lambda control: fork_server(control).run())
-    return (root or Arbiter(cfg=cfg, title=title)).lead(sock, pid)
+    return root.lead(sock, pid)
 
 
 class RootArbiter(Arbiter):

@@ -25,7 +25,7 @@ from ..errors import ImproperlyConfigured
 from ..log import reopen_logs, setup_logging
 from ..protocols.balance import Balance
 from ..system import new_event_loop, resident_memory, set_process_title
-from .actor import Actor, StoppedEarly, set_process_actor
+from .actor import Actor, StoppedEarly, log_loop_error, set_process_actor
 from .forkserver import Order
 from .hosts import connect_router
 from .mailbox import Mailbox
@@ -99,6 +99,7 @@ class Worker(Actor):
     async def starting(self) -> None:
         """Serve, when the arbiter says so."""
         assert self.loop is not None
+        self.loop.set_exception_handler(log_loop_error)
         for name in ("SIGTERM", "SIGINT"):
             self.loop.add_signal_handler(getattr(signal, name), self._on_signal, name)
         if self._order.hold:
