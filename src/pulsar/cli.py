@@ -21,6 +21,7 @@ from .actors.tree import ServeAlone, can_fork, is_fork_server, run_tree
 from .application import USAGE as BAD_USAGE
 from .application import Application
 from .apps.socket import SocketServer, UdpSocketServer
+from .apps.wsgi.server import WSGIServer, is_wsgi
 from .config import Config, FlagParser, settings_of
 from .console import COMMANDS
 from .console import main as console
@@ -176,6 +177,8 @@ def _application(thing: Any, target: str, cfg: Config) -> Application:
         return thing
     if isinstance(thing, type) and issubclass(thing, Application):
         return thing()
+    if cfg.kind == "wsgi" or (cfg.kind == "auto" and is_wsgi(thing)):
+        return WSGIServer(thing, name=target)
     if _is_for_datagrams(thing, cfg):
         return UdpSocketServer(thing, name=target)
     return SocketServer(thing, name=target)

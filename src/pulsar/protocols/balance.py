@@ -49,9 +49,14 @@ _MARGIN = 2
 _SAMPLE = 8
 
 # Seconds to step back for: first, and as long as nobody takes what is queued twice as long
-# each time, up to the last. Together they are what a connection may wait in vain.
+# each time, up to a longest step.
 _FIRST_STEP = 0.002
-_LAST_STEP = 0.016
+_LONGEST_STEP = 0.016
+
+# Seconds for which a connection may wait in vain. Where we are woken late ourselves, the
+# others wait for the CPU, too, perhaps: so they get that time twice, up to a limit.
+_PATIENCE = 0.035
+_LONGEST_PATIENCE = 0.1
 
 # Seconds for which nobody steps back, when that was of no use.
 _RESPITE = 0.1
@@ -128,7 +133,9 @@ class Balance:
         self._absent: dict[int, int] = {}
         # For whom we have stepped back, and what they had and had accepted then.
         self._below: dict[int, tuple[int, int]] = {}
-        self._step = _FIRST_STEP
+        # When we began to step back, the length of the present step, and of all of them.
+        self._began = 0.0
+        self._step = self._asked = _FIRST_STEP
         # Not before that time, of the monotonic clock, do we step back again.
         self._respite = 0.0
 
@@ -170,7 +177,8 @@ class Balance:
         return self._step_back(count, counts) if count > self._limit else 0.0
 
     def _step_back(self, count: int, counts: list[int]) -> float:
-        if time.monotonic() < self._respite:
+        now = time.monotonic()
+        if now < self._respite:
             return 0.0
         totals = self._totals()
         # Whoever has accepted since is absent no more.
@@ -188,7 +196,8 @@ class Balance:
         self._below = {
             cell: (number, totals[cell]) for cell, number in present.items() if number < mean
         }
-        self._step = _FIRST_STEP
+        self._began = now
+        self._step = self._asked = _FIRST_STEP
         return _FIRST_STEP
 
     def longer(self, queued: bool) -> float:
@@ -201,12 +210,16 @@ class Balance:
         for cell, (count, total) in self._below.items():
             kept += cells[cell] - count
             accepted += (totals[cell] - total) & _WRAP
+        now = time.monotonic()
         if 2 * kept < accepted:
-            self._respite = time.monotonic() + _RESPITE
+            self._respite = now + _RESPITE
         if accepted or not queued:
             return 0.0
-        self._step *= 2
-        if self._step <= _LAST_STEP:
+        waited = now - self._began
+        late = waited - self._asked
+        self._step = min(2 * self._step, _LONGEST_STEP)
+        self._asked += self._step
+        if self._asked <= _PATIENCE + 2 * late and waited + self._step <= _LONGEST_PATIENCE:
             return self._step
         self._absent.update({cell: total for cell, (_, total) in self._below.items()})
         return 0.0

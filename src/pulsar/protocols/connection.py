@@ -33,6 +33,7 @@ from .consumer import (
     PLAIN,
     STARTED,
     ProtocolConsumer,
+    may_say_goodbye,
     shape,
 )
 from .flow import LOST, WRITTEN, FlowControl, Written
@@ -106,6 +107,7 @@ class Connection(FlowControl, Protocol):
         "_tail_for_next",
         "_tasks",
         "_write_waiters",
+        "extra",
     )
 
     def __init__(
@@ -138,6 +140,8 @@ class Connection(FlowControl, Protocol):
         self._consumer_factory = consumer_factory
         self._shape = shape(consumer_factory)
         self._processed = 0
+        # For consumers: what lasts as long as the connection.
+        self.extra: Any = None
         self._consumer: ProtocolConsumer | None = None
         self._client = producer is not None and not producer.server_side
         # What was written while a consumer is being fed: nothing yet (empty bytes),
@@ -383,6 +387,11 @@ class Connection(FlowControl, Protocol):
         So the answer can say it, where the protocol has words for that.
         """
         return self._last_request or self._closing
+
+    @property
+    def closing(self) -> bool:
+        """True when nothing is read or written any more."""
+        return self._closing
 
     def current_consumer(self) -> ProtocolConsumer:
         """The consumer that handles incoming bytes; a new one if there is none."""
@@ -644,6 +653,22 @@ class Connection(FlowControl, Protocol):
             self._stop()
             self._transport.close()
 
+    def close_gently(self, linger: float) -> None:
+        """Close, but not before the peer has, or ``linger`` seconds have passed.
+
+        For an answer to what was not read to its end: a socket that is closed with
+        something unread is reset, and the peer may never see the answer.
+        """
+        transport, loop = self._transport, self._loop
+        if self._closing or loop is None or not transport.can_write_eof():
+            self.close()
+            return
+        self._flush()
+        self._stop()
+        transport.write_eof()
+        transport.resume_reading()
+        loop.call_later(linger, transport.close)
+
     def abort(self) -> None:
         """Close at once; what was written but not sent is dropped."""
         self._stop()
@@ -669,15 +694,17 @@ class Connection(FlowControl, Protocol):
         if self._goodbye_said or self._closing:
             return
         self._goodbye_said = True
-        activity = self._activity
-        consumer = None
-        try:
-            consumer = self.current_consumer()
-            told = consumer.goodbye()
-        except Exception as exc:
-            self._consumer_failed(consumer, exc)
-            return
-        self._activity = activity  # a goodbye is no answer
+        consumer = self._consumer
+        told = False
+        if consumer is not None or may_say_goodbye(self._consumer_factory):
+            activity = self._activity
+            try:
+                consumer = self.current_consumer()
+                told = consumer.goodbye()
+            except Exception as exc:
+                self._consumer_failed(consumer, exc)
+                return
+            self._activity = activity  # a goodbye is no answer
         if not told:
             self.last_request()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
 
 from ..events import AbortEvent, EventHandler, OneTime
@@ -272,3 +273,12 @@ def shape(factory: Callable[[], ProtocolConsumer]) -> int:
     plain = factory.__init__ is ProtocolConsumer.__init__ and factory.__new__ is object.__new__
     mute = factory.connection_made is ProtocolConsumer.connection_made
     return PLAIN * plain | MUTE * mute
+
+
+def may_say_goodbye(factory: Callable[[], ProtocolConsumer]) -> bool:
+    """False when the consumers that ``factory`` makes are known not to implement ``goodbye``."""
+    while isinstance(factory, partial):
+        factory = factory.func
+    if not isinstance(factory, type) or not issubclass(factory, ProtocolConsumer):
+        return True
+    return factory.goodbye is not ProtocolConsumer.goodbye

@@ -88,6 +88,14 @@ class Hosted(Watched):
             setattr(self.protocol, name, self._own[name])
 
     @property
+    def address(self) -> Any:
+        """The peer's address as the socket gives it; None when it is closed."""
+        try:
+            return self.transport.get_extra_info("peername")
+        except AttributeError:
+            return None  # one of uvloop's
+
+    @property
     def made(self) -> bool:
         """True once the connection was made: a TLS handshake comes before that."""
         return self.transport is not None

@@ -319,7 +319,7 @@ class TcpServer(Server):
         found = []
         for member in list(self._members):
             if member.made and member.busy:
-                peer = format_address(member.transport.get_extra_info("peername"))
+                peer = format_address(member.address)
                 consumer = member._consumer if isinstance(member, Connection) else None
                 found.append(peer if consumer is None else f"{peer} {type(consumer).__name__}")
         return found

@@ -77,7 +77,7 @@ class Kind(Setting):
     app = "socket"
     section = "Sockets"
     flags = ("--kind",)
-    choices = ("auto", "consumer", "protocol", "datagram", "stream")
+    choices = ("auto", "consumer", "protocol", "datagram", "stream", "wsgi")
     default = "auto"
     change = "new workers"
     desc = """

@@ -1,0 +1,104 @@
+"""``WSGIServer``: an application that serves web applications.
+
+Owns: what differs from ``SocketServer``: the consumer that a WSGI callable gets.
+Leaves: requests to ``response``, sockets and workers to the floors below.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from typing import Any, ClassVar
+
+from ...errors import ImproperlyConfigured
+from ...protocols import Kind, ProtocolConsumer
+from ...protocols.kinds import callable_name
+from ..socket import SocketServer
+from . import settings  # noqa: F401 - declares them
+from .environ import test_wsgi_environ
+from .response import HttpServerResponse
+from .site import Site
+
+__all__ = ["HttpServerResponse", "WSGIServer", "test_wsgi_environ"]
+
+
+class WSGIServer(SocketServer):
+    """Serve a WSGI application (PEP 3333) over HTTP/1.1.
+
+    :param callable: called with an environment and ``start_response``; it may be
+        ``async``, and return what is to be awaited
+    :param load_config: see ``Application``
+    :param params: settings by name, such as ``thread_workers=8``
+    """
+
+    cfg_apps: ClassVar[tuple[str, ...]] = ("socket", "wsgi")
+
+    # What answers a request.
+    response_class: ClassVar[type[HttpServerResponse]] = HttpServerResponse
+
+    def __init__(self, callable: Any = None, load_config: bool = True, **params: Any) -> None:
+        super().__init__(callable, load_config, **params)
+        self._site: Site | None = None
+
+    def protocol_factory(self) -> Any:
+        """A consumer class for the application's callable. Raises ``ImproperlyConfigured``."""
+        application = super().protocol_factory()
+        if not _takes_two(application):
+            raise ImproperlyConfigured(
+                f"cannot serve {callable_name(application)}: a WSGI application is called as "
+                "application(environ, start_response)"
+            )
+        site = self._site = Site(
+            application, self.cfg, multiprocess=self.cfg.workers > 1 and not self.serves_alone()
+        )
+        return self.response_class.bound(site)
+
+    def _classify(self, factory: Any) -> Kind:
+        return Kind.CONSUMER
+
+    async def worker_stop(self, worker: Any, timeout: float) -> None:
+        """See ``SocketServer.worker_stop``."""
+        await super().worker_stop(worker, timeout)
+        if self._site is not None:
+            self._site.close()
+
+
+def is_wsgi(thing: Any) -> bool:
+    """True for what looks like a WSGI application: called with two arguments, and no protocol.
+
+    A coroutine function of two arguments is a stream handler, unless told otherwise.
+    """
+    return (
+        not isinstance(thing, type)
+        and not inspect.iscoroutinefunction(thing)
+        and not isinstance(thing, asyncio.BaseProtocol | ProtocolConsumer)
+        and _takes_exactly_two(thing)
+    )
+
+
+def _takes_exactly_two(thing: Any) -> bool:
+    if not callable(thing):
+        return False
+    try:
+        signature = inspect.signature(thing)
+    except (TypeError, ValueError):
+        return False
+    required = [
+        parameter
+        for parameter in signature.parameters.values()
+        if parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    return len(required) == 2
+
+
+def _takes_two(application: Any) -> bool:
+    if not callable(application):
+        return False
+    try:
+        inspect.signature(application).bind({}, None)
+    except TypeError:
+        return False
+    except ValueError:
+        pass  # built in: it is not known
+    return True
