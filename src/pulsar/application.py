@@ -52,7 +52,7 @@ class Application(EventHandler):
     :param when_ready: called with the application when all workers serve, in the
         process of the arbiter; in the fork server when that alone has the code
     :param post_fork: called with the worker first thing in each worker process
-    :param on_worker_start: called with the worker when it serves; plain or ``async``
+    :param on_worker_start: called with the worker before it serves; plain or ``async``
     :param on_worker_stop: called with the worker when it serves no more; plain or ``async``
     :param params: settings by name; flags, environment and file count more
 

@@ -483,6 +483,11 @@ class Arbiter(Actor):
         try:
             timeout = float(self.setting("boot_timeout"))
             report = await generation.wait_until_loaded(timeout)
+            if report["version"] != __version__:
+                raise ReloadFailed(
+                    f"pulsar is {report['version']} now, and this server runs {__version__}: "
+                    "this takes a restart"
+                )
             if any(each["alone"] for each in report["applications"]):
                 raise ReloadFailed(
                     "it wants to be served without workers now: this takes a restart"
@@ -548,6 +553,7 @@ class Arbiter(Actor):
                         self.give_up("the fork server has died, and cannot be started again")
                     await asyncio.sleep(retry)
                     retry = min(retry * 2, _RETRY_MOST)
+        self._tell_files()
         for monitor in self.monitors:
             monitor.generation = self.generation
             monitor.fill()

@@ -32,6 +32,7 @@ from typing import Any, NamedTuple, NoReturn
 from ..errors import ImproperlyConfigured
 from ..log import reopen_logs, setup_logging
 from ..system import set_process_title
+from ..version import __version__
 from .mailbox import new_framer
 from .message import Note, decode, encode
 from .served import BOOT_FAILED, Served
@@ -387,6 +388,7 @@ class ForkServer:
 def _report(loaded: Loaded) -> dict[str, Any]:
     applications = [application.describe() for application in loaded.applications]
     return {
+        "version": __version__,
         "title": loaded.title,
         "graceful_timeout": float(loaded.settings["graceful_timeout"][0]),
         "settings": loaded.settings,

@@ -32,8 +32,13 @@ __all__ = ["Router"]
 
 logger = logging.getLogger("pulsar.actors")
 
-# Commands in progress in one loop above which nothing more is read from whoever asks.
+# Commands without an answer in progress in one loop above which nothing more is read from
+# whoever sends them. Those with an answer are bounded by their askers, who wait for it.
 _MANY_COMMANDS = 1000
+
+# Seconds for which reading stops at most: what is in progress may itself wait for an
+# answer that comes the same way.
+_LONGEST_HOLD = 1.0
 
 
 class Router:
@@ -53,7 +58,8 @@ class Router:
         self._waiting: dict[int, asyncio.Future[Answer]] = {}
         # Requests on their way down: who asked, and to which mailbox they went.
         self._under_way: dict[tuple[str, int], Mailbox] = {}
-        self._commands: set[asyncio.Task[None]] = set()
+        # Commands without an answer that are in progress.
+        self._notices: set[asyncio.Task[None]] = set()
         self._holding: list[Mailbox] = []
 
     # Who lives where
@@ -229,19 +235,25 @@ class Router:
         actor = self.actors[request.target]
         # The actor's own: when it ends, whoever waits for the answer is told.
         task = actor.create_task(self._run(actor, request))
-        self._commands.add(task)
-        task.add_done_callback(self._done)
-        if len(self._commands) >= _MANY_COMMANDS and source is not None:
+        if request.id:
+            return
+        self._notices.add(task)
+        task.add_done_callback(self._noticed)
+        if len(self._notices) >= _MANY_COMMANDS and source is not None:
             source.hold()
             self._holding.append(source)
+            asyncio.get_running_loop().call_later(_LONGEST_HOLD, self._let_go)
 
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._commands.discard(task)
-        if self._holding and len(self._commands) < _MANY_COMMANDS // 2:
-            holding, self._holding = self._holding, []
-            for mailbox in holding:
-                if not mailbox.closed:
-                    mailbox.let_go()
+    def _noticed(self, task: asyncio.Task[None]) -> None:
+        self._notices.discard(task)
+        if self._holding and len(self._notices) < _MANY_COMMANDS // 2:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        holding, self._holding = self._holding, []
+        for mailbox in holding:
+            if not mailbox.closed:
+                mailbox.let_go()
 
     async def _run(self, actor: Actor, request: Request) -> None:
         try:

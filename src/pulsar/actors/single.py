@@ -94,8 +94,8 @@ class SingleProcess:
                 await application.monitor_start(self)
                 drop_privileges(self.cfg.user, self.cfg.group)
                 try:
-                    await application.worker_start(self)
                     await application.worker_hook("on_worker_start", self)
+                    await application.worker_start(self)
                     for line in application.description_lines():
                         logger.info(line)
                     application.started()

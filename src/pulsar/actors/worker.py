@@ -105,8 +105,9 @@ class Worker(Actor):
         if self._order.hold:
             self._tell("booted", {})
             await self._serve.wait()
-        await self.application.worker_start(self)
+        # What it opens is there before the first connection.
         await self.application.worker_hook("on_worker_start", self)
+        await self.application.worker_start(self)
         if self.cfg.max_lifetime:
             seconds = self.cfg.max_lifetime * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311
             self._lifetime = self.loop.call_later(

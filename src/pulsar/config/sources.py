@@ -19,6 +19,10 @@ from .setting import PREFIX, Setting, declared_variables, did_you_mean, literal
 Settings = Mapping[str, type[Setting]]
 
 
+# Variables that a worker sets for what it starts.
+_OURS = frozenset({"PULSAR_WORKER_SLOT"})
+
+
 class Rank(IntEnum):
     """The precedence rule: the highest rank that has a value for a setting wins."""
 
@@ -71,7 +75,7 @@ def unknown_variables(environ: Mapping[str, str], settings: Settings) -> list[st
     names = [name.upper() for name in settings]
     found = []
     for variable in sorted(environ):
-        if variable.startswith(PREFIX) and variable not in known:
+        if variable.startswith(PREFIX) and variable not in known | _OURS:
             near = did_you_mean(variable.removeprefix(PREFIX), names, prefix=PREFIX)
             found.append(f"the environment variable {variable} belongs to no setting{near}")
     return found
