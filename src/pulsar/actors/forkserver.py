@@ -33,7 +33,7 @@ from ..errors import ImproperlyConfigured
 from ..log import reopen_logs, setup_logging
 from ..system import set_process_title
 from ..version import __version__
-from .mailbox import new_framer
+from .mailbox import new_framer, receive
 from .message import Note, decode, encode
 from .served import BOOT_FAILED, Served
 
@@ -56,7 +56,6 @@ LED_BY_THE_ARBITER = (
 )
 
 _READ_SIZE = 64 * 1024
-_MAX_DESCRIPTORS = 253
 
 # Seconds beyond the graceful timeout after which workers without an arbiter are killed.
 _LAST_PATIENCE = 2.0
@@ -259,9 +258,7 @@ class ForkServer:
     def _receive(self) -> bool:
         """Obey what has come; False when it is time to end."""
         try:
-            data, descriptors, _, _ = socket.recv_fds(
-                self._control, _READ_SIZE, _MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
-            )
+            data, descriptors = receive(self._control)
         except ConnectionError:
             data, descriptors = b"", []
         self._descriptors += descriptors

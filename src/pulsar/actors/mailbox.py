@@ -13,6 +13,7 @@ import logging
 import os
 import socket
 import sys
+from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -20,7 +21,7 @@ from ..errors import ActorGone
 from ..wire.framing import LengthFramer
 from .message import Message, Note, decode, encode
 
-__all__ = ["MAX_MESSAGE", "Mailbox", "mailbox_pair", "new_framer"]
+__all__ = ["MAX_MESSAGE", "Mailbox", "mailbox_pair", "new_framer", "receive"]
 
 logger = logging.getLogger("pulsar.actors")
 
@@ -52,6 +53,23 @@ def mailbox_pair() -> tuple[socket.socket, socket.socket]:
 def new_framer() -> LengthFramer:
     """The framing of a mailbox: four bytes of length."""
     return LengthFramer(4, max_size=MAX_MESSAGE)
+
+
+def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
+    """What has come through ``sock``, and the descriptors that came with it; no bytes: the end.
+
+    Not ``socket.recv_fds``, which has no way to keep them from programs that we start.
+    """
+    if sys.platform == "win32":
+        return sock.recv(_READ_SIZE), []
+    room = socket.CMSG_LEN(_MAX_DESCRIPTORS * array("i").itemsize)
+    data, ancillary, _, _ = sock.recvmsg(_READ_SIZE, room, _CLOSE_ON_EXEC)
+    descriptors = array("i")
+    for level, kind, content in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            whole = len(content) - len(content) % descriptors.itemsize
+            descriptors.frombytes(content[:whole])
+    return data, list(descriptors)
 
 
 class Mailbox:
@@ -227,11 +245,7 @@ class Mailbox:
         return True
 
     def _receive(self) -> bytes:
-        if sys.platform == "win32":
-            return self._sock.recv(_READ_SIZE)
-        data, descriptors, _, _ = socket.recv_fds(
-            self._sock, _READ_SIZE, _MAX_DESCRIPTORS, _CLOSE_ON_EXEC
-        )
+        data, descriptors = receive(self._sock)
         self._descriptors.extend(descriptors)
         return data
 

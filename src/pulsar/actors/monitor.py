@@ -142,6 +142,8 @@ class Monitor(Actor):
         # Where the workers count their connections; None: they do not.
         self._table: Table | None = None
         self._before: _State | None = None
+        # What new workers listen on while a reload is under way.
+        self._binds: Binds | None = None
         # One slot at a time, whatever the reason.
         self._replacing = asyncio.Lock()
         # Where new workers come from.
@@ -282,7 +284,7 @@ class Monitor(Actor):
                 slot=slot.number,
                 hold=hold,
                 heartbeat=beat,
-                listening=self.listeners.of_slot(slot.number, binds),
+                listening=self.listeners.of_slot(slot.number, binds or self._binds),
                 generation=generation,
                 noted=self._noted,
                 cell=cell,
@@ -490,6 +492,7 @@ class Monitor(Actor):
         async with self._replacing:
             self._before = self._state()
             self.generation = generation
+            self._binds = binds
             old_workers = self.setting("workers")
             self._take(report)
             for number in sorted(self.slots):
@@ -498,6 +501,7 @@ class Monitor(Actor):
                     await self.replace(slot, generation, binds)
                     progress(f"{self.name}: worker {number} serves")
         self.listeners.commit(binds)
+        self._binds = None
         if self.setting("workers") != old_workers:
             self.wanted = max(1, int(self.setting("workers")))
         self._before = None
@@ -506,6 +510,7 @@ class Monitor(Actor):
     async def go_back(self, generation: Generation, failed: Generation) -> None:
         """Undo a ``renew`` with ``failed``, as far as it got; ``generation`` serves again."""
         self.generation = generation
+        self._binds = None
         if self._before is not None:
             self.settings, self.listens, self._datagram, self.secure = self._before
             self._before = None
