@@ -264,7 +264,10 @@ class Application(EventHandler):
     def ready_in_fork_server(self) -> None:
         """Called in the fork server when all workers serve, if the arbiter has no code."""
         if "when_ready" in self._hooks:
-            self._hooks["when_ready"](self)
+            try:
+                self._hooks["when_ready"](self)
+            except Exception:
+                logger.exception("when_ready of %s failed", self.name)
 
     async def worker_hook(self, name: str, worker: Any) -> None:
         """Called to run ``on_worker_start`` and ``on_worker_stop``."""

@@ -116,6 +116,8 @@ class Actor(EventHandler):
         self._beat_due = 0.0
         self._started_at = 0.0
         self.children: dict[str, Child] = {}
+        # Called when it runs and its start hooks are done, for whoever waits for that.
+        self.on_running: Callable[[], None] | None = None
         for event, hook in (hooks or {}).items():
             self.bind_event(event, self._as_callback(hook))
 
@@ -220,6 +222,8 @@ class Actor(EventHandler):
                 self.fire_event("start", self)
                 await self._hooks_done()
                 self.started()
+                if self.on_running is not None:
+                    self.on_running()
                 self._beat_due = loop.time() + self.heartbeat
                 self._beat = loop.call_at(self._beat_due, self._on_beat)
                 await self._stopping.wait()

@@ -288,10 +288,7 @@ class ForkServer:
         if self._loaded is None:
             return
         for application in self._loaded.applications:
-            try:
-                application.ready_in_fork_server()
-            except Exception:
-                logger.exception("when_ready of %s failed", application.name)
+            application.ready_in_fork_server()
 
     def _spawn(self, order: Order, descriptors: list[int]) -> None:
         sys.stdout.flush()

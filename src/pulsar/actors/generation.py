@@ -272,6 +272,8 @@ class Generation:
 
     def _gone(self, mailbox: Mailbox) -> None:
         if not self.loaded.done():
+            # If it is ending, that says how; if it has only hung up, it must end.
+            self.kill()
             self.reap()
         self._fail("", BOOT_FAILED, False)
         self._lost(self)

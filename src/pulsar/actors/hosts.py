@@ -72,7 +72,7 @@ async def spawn(
 async def spawn_in_loop(parent: Actor, actor: Actor) -> ActorProxy:
     """Let ``actor``, which has ``parent``'s router, live in this loop."""
     running = asyncio.Event()
-    actor.bind_event("start", lambda _actor, exc=None: running.set())
+    actor.on_running = running.set
     task = asyncio.get_running_loop().create_task(actor.run())
 
     def ended(task: asyncio.Task[None]) -> None:
@@ -162,7 +162,7 @@ async def _live_below(
     actor: Actor, sock: socket.socket, report: Callable[[BaseException | None], None]
 ) -> None:
     """The life of an actor that hangs by a mailbox: when that is lost, it ends."""
-    actor.bind_event("start", lambda _actor, exc=None: report(None))
+    actor.on_running = lambda: report(None)
     mailbox = connect_router(actor, sock)
     try:
         await actor.run()

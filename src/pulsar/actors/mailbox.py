@@ -19,14 +19,14 @@ from collections.abc import Callable, Sequence
 
 from ..errors import ActorGone
 from ..wire.framing import LengthFramer
-from .message import Message, Note, decode, encode
+from .message import MAX_PAYLOAD, Message, Note, decode, encode
 
 __all__ = ["MAX_MESSAGE", "Mailbox", "mailbox_pair", "new_framer", "receive"]
 
 logger = logging.getLogger("pulsar.actors")
 
-# Bytes of one message: enough for what people pass around, too little to eat a machine.
-MAX_MESSAGE = 256 * 1024 * 1024
+# Bytes of one message: a payload, an error's text or two, and the envelope.
+MAX_MESSAGE = MAX_PAYLOAD + 1024 * 1024
 
 # Bytes that wait to be written above which ``send`` waits, and below which it goes on.
 _HIGH_WATER = 256 * 1024

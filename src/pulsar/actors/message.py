@@ -22,6 +22,7 @@ import msgspec
 from ..errors import ActorError, RemoteError
 
 __all__ = [
+    "MAX_PAYLOAD",
     "Answer",
     "Message",
     "Note",
@@ -34,6 +35,13 @@ __all__ = [
     "raise_error",
     "unpack",
 ]
+
+
+# Bytes of a payload: enough for what people pass around, too little to eat a machine.
+MAX_PAYLOAD = 256 * 1024 * 1024
+
+# Characters of an error's text that are passed on, the last ones.
+_MAX_TRACEBACK = 64 * 1024
 
 
 class Request(msgspec.Struct, tag=1, array_like=True, gc=False):
@@ -85,12 +93,18 @@ def decode(data: bytes) -> Message:
 def pack(value: Any) -> bytes:
     """A payload with ``value``. Raises ``ActorError`` for what cannot be pickled."""
     try:
-        return pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
+        payload = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
     except Exception as exc:
         raise ActorError(
             f"what is sent to another actor must be picklable, and its functions and classes "
             f"importable: {exc}"
         ) from exc
+    if len(payload) > MAX_PAYLOAD:
+        raise ActorError(
+            f"a message of {len(payload)} bytes cannot be sent: at most {MAX_PAYLOAD} are "
+            "allowed; send where the data is instead"
+        )
+    return payload
 
 
 def unpack(payload: bytes, *, import_modules: bool = True) -> Any:
@@ -136,12 +150,14 @@ class RemoteTraceback(Exception):  # noqa: N818 - it is shown as a cause, not ra
 
 def pack_error(exc: BaseException) -> bytes:
     """A payload with ``exc`` and its traceback."""
-    text = "".join(traceback.format_exception(exc))
-    summary = "".join(traceback.format_exception_only(exc)).strip()
+    text = "".join(traceback.format_exception(exc))[-_MAX_TRACEBACK:]
+    summary = "".join(traceback.format_exception_only(exc)).strip()[:_MAX_TRACEBACK]
     try:
         error = pickle.dumps(exc)
         pickle.loads(error)  # noqa: S301 - some can be pickled, and not unpickled
     except Exception:
+        error = b""
+    if len(error) > MAX_PAYLOAD:
         error = b""
     return pickle.dumps((error, summary, text))
 

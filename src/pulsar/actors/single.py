@@ -41,11 +41,14 @@ class SingleProcess:
 
     # The slot of a worker in the process tree; there is only this one.
     slot = 0
+    generation = 1
 
     def __init__(self, application: Served) -> None:
         self.application = application
         self.cfg = application.cfg
         self.name = application.name
+        # Anything that the application wants to keep with it, as with a worker.
+        self.extra: dict[str, Any] = {}
         self.loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
         self._stopping = False

@@ -307,7 +307,7 @@ def _spawned(order: Order) -> Actor:
 async def _live(actor: Actor, sock: socket.socket) -> None:
     mailbox = connect_router(actor, sock)
     mailbox.post(Note("hello", {"pid": os.getpid()}))
-    actor.bind_event("start", lambda _actor, exc=None: mailbox.post(Note("ready")))
+    actor.on_running = lambda: mailbox.post(Note("ready"))
     try:
         await actor.run()
     except StoppedEarly:

@@ -87,7 +87,7 @@ def classify(thing: Any, kind: str | Kind = "auto") -> Kind:
         raise _refusal(
             thing,
             "a function of two arguments looks like a WSGI application, "
-            "which this version does not serve",
+            "which is served by WSGIServer",
         )
     if arguments:
         raise _refusal(thing, f"it needs {_count(arguments)}")

@@ -83,7 +83,8 @@ class Kind(Setting):
     desc = """
         What the application is: consumer, a factory of ProtocolConsumer; protocol, a factory of
         asyncio.Protocol or BufferedProtocol; datagram, a factory of asyncio.DatagramProtocol;
-        stream, a coroutine function that takes a reader and a writer; auto, told by looking.
+        stream, a coroutine function that takes a reader and a writer; wsgi, an application for
+        WSGIServer, as pulsar serve chooses it; auto, told by looking.
         """
 
 
