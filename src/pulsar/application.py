@@ -15,9 +15,8 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
-from .actors.arbiter import Arbiter
 from .actors.forkserver import Loaded
 from .actors.served import BOOT_FAILED, Listening, plain_settings
 from .actors.single import SingleProcess
@@ -26,6 +25,9 @@ from .config import Config, render_config
 from .errors import ImproperlyConfigured
 from .events import EventHandler
 from .log import setup_logging
+
+if TYPE_CHECKING:
+    from .actors.arbiter import Arbiter
 
 __all__ = ["Application", "MultiApp", "get_application"]
 
@@ -190,9 +192,17 @@ class Application(EventHandler):
         return Loaded([self], self.title, plain_settings(self.cfg))
 
     def _run_tree(self) -> int:
-        root = Arbiter([self], cfg=self.cfg, title=self.name)
+        return run_tree(
+            self.loaded,
+            self.cfg,
+            [self],
+            leads=self._led_by,
+            title=self.name,
+            prepare=self.prepare,
+        )
+
+    def _led_by(self, root: Arbiter) -> None:
         self._runner = root
-        return run_tree(self.loaded, self.cfg, [self], root=root, prepare=self.prepare)
 
     def serves_alone(self) -> bool:
         """Whether one process serves, without an arbiter and workers.
@@ -239,6 +249,12 @@ class Application(EventHandler):
 
     def prepare(self) -> None:
         """Called before privileges are dropped, for what needs them. Does nothing here."""
+
+    def before_fork(self) -> None:
+        """Called in the fork server, to do once what all workers would do. Does nothing here.
+
+        Raises ``ImproperlyConfigured`` for what no worker could serve.
+        """
 
     def describe(self) -> dict[str, Any]:
         """What the arbiter must know of this application, as plain data.
@@ -411,10 +427,15 @@ class MultiApp(Application):
         applications = self.applications
         for application in applications:
             _running[application.name] = application
-        root = Arbiter(applications, cfg=self.cfg, title=self.name)
-        self._runner = root
         try:
-            return run_tree(self.loaded, self.cfg, applications, root=root, prepare=self.prepare)
+            return run_tree(
+                self.loaded,
+                self.cfg,
+                applications,
+                leads=self._led_by,
+                title=self.name,
+                prepare=self.prepare,
+            )
         finally:
             for application in applications:
                 _running.pop(application.name, None)

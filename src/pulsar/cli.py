@@ -21,10 +21,7 @@ from .actors.tree import ServeAlone, can_fork, is_fork_server, run_tree
 from .application import USAGE as BAD_USAGE
 from .application import Application
 from .apps.socket import SocketServer, UdpSocketServer
-from .apps.wsgi.server import WSGIServer, is_wsgi
 from .config import Config, FlagParser, settings_of
-from .console import COMMANDS
-from .console import main as console
 from .errors import ImproperlyConfigured
 from .net import parse_bind
 from .protocols.kinds import is_datagram_class
@@ -43,6 +40,9 @@ DESCRIPTION = """
 # Flags that are answered without serving.
 _ONLY_LOOKS = frozenset({"-h", "--help", "-V", "--version"})
 
+# What is said to servers that run: see console.
+COMMANDS = frozenset({"ps", "status", "reload", "scale", "stop", "config"})
+
 # What MODULE alone stands for, as with gunicorn.
 DEFAULT_THING = "application"
 
@@ -55,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and arguments[0] in COMMANDS:
+        from .console import main as console  # only here: serving does not need it
+
         console(arguments)
         return
     if arguments and arguments[0] == "serve":
@@ -177,10 +179,14 @@ def _application(thing: Any, target: str, cfg: Config) -> Application:
         return thing
     if isinstance(thing, type) and issubclass(thing, Application):
         return thing()
-    if cfg.kind == "wsgi" or (cfg.kind == "auto" and is_wsgi(thing)):
-        return WSGIServer(thing, name=target)
     if _is_for_datagrams(thing, cfg):
         return UdpSocketServer(thing, name=target)
+    if cfg.kind == "wsgi" or (cfg.kind == "auto" and not isinstance(thing, type)):
+        # Not before: who serves a protocol need not have HTTP in memory.
+        from .apps.wsgi.server import WSGIServer, is_wsgi
+
+        if cfg.kind == "wsgi" or is_wsgi(thing):
+            return WSGIServer(thing, name=target)
     return SocketServer(thing, name=target)
 
 

@@ -9,11 +9,13 @@ import asyncio
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from pulsar.errors import ImproperlyConfigured
 
 __all__ = [
     "enable_subreaper",
+    "import_event_loop",
     "new_event_loop",
     "refuse_mixed_installation",
     "resident_memory",
@@ -32,6 +34,15 @@ def new_event_loop(kind: str = "auto") -> asyncio.AbstractEventLoop:
 
     Raises ``ImproperlyConfigured`` when uvloop is asked for and not installed.
     """
+    loop: asyncio.AbstractEventLoop = import_event_loop(kind).new_event_loop()
+    return loop
+
+
+def import_event_loop(kind: str = "auto") -> Any:
+    """The module that ``new_event_loop`` takes a loop from, imported.
+
+    Raises ``ImproperlyConfigured`` as that does.
+    """
     if kind != "asyncio":
         try:
             import uvloop
@@ -41,9 +52,8 @@ def new_event_loop(kind: str = "auto") -> asyncio.AbstractEventLoop:
                     "event_loop is uvloop, which is not installed: install it, or choose auto"
                 ) from exc
         else:
-            loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
-            return loop
-    return asyncio.new_event_loop()
+            return uvloop
+    return asyncio
 
 
 def refuse_mixed_installation(package: Path) -> None:

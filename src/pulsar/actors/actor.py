@@ -13,7 +13,6 @@ import inspect
 import logging
 import os
 import threading
-import uuid
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any, ClassVar
@@ -96,7 +95,7 @@ class Actor(EventHandler):
     ) -> None:
         super().__init__()
         self.name = name or type(self).__name__.lower()
-        self.aid = aid or f"{self.name}-{uuid.uuid4().hex[:8]}"
+        self.aid = aid or f"{self.name}-{os.urandom(4).hex()}"
         self.cfg = cfg if cfg is not None else Config()
         self.slot = slot
         self.params: dict[str, Any] = dict(params or {})

@@ -43,9 +43,9 @@ from .notify import Notifier
 from .processes import BootFailed, Process
 from .reloader import watch_files
 from .router import Router
-from .served import BOOT_FAILED, Listen, Listening, Served
+from .served import BOOT_FAILED, Listen, Listening, ServeAlone, Served
 
-__all__ = ["Arbiter", "ServeAlone"]
+__all__ = ["Arbiter", "RootArbiter"]
 
 logger = logging.getLogger("pulsar.server")
 
@@ -81,6 +81,7 @@ class Arbiter(Actor):
         *,
         title: str = "pulsar",
         cfg: Config | None = None,
+        notifier: Notifier | None = None,
         hooks: Mapping[str, Callable[..., Any]] | None = None,
         params: Mapping[str, Any] | None = None,
     ) -> None:
@@ -102,7 +103,7 @@ class Arbiter(Actor):
         self._now = asyncio.Event()
         self._change: asyncio.Future[None] | None = None
         self._reloading = asyncio.Lock()
-        self._notifier = Notifier()
+        self._notifier = notifier or Notifier()
         self._control: ControlServer | None = None
         self._pidfile: PidFile | None = None
         # The fork server of a reload that is under way.
@@ -827,8 +828,31 @@ _SIGNALS: dict[str, Callable[[Arbiter, str], None]] = {
 }
 
 
-class ServeAlone(Exception):  # noqa: N818 - it is no error
-    """What was loaded wants no workers, but to be served by the process that was started."""
+class RootArbiter(Arbiter):
+    """What ``pulsar.arbiter`` makes: an arbiter without an application.
+
+    :param run: forks the fork server, and has the arbiter ``lead``; returns the exit code
+    """
+
+    def __init__(self, run: Callable[[RootArbiter], int], **options: Any) -> None:
+        super().__init__([], **options)
+        self._run = run
+
+    def start(self) -> None:
+        """Run until stopped by a signal or by ``stop``; ends the process with code 3 if it cannot.
+
+        Raises ``RuntimeError`` inside a running loop, and ``ImproperlyConfigured`` where
+        there are no processes to be forked.
+        """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            pass
+        else:
+            raise RuntimeError("arbiter().start() blocks, and an event loop runs here")
+        code = self._run(self)
+        if code:
+            raise SystemExit(code)
 
 
 def _runs_in(loop: asyncio.AbstractEventLoop) -> bool:

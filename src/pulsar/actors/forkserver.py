@@ -31,7 +31,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from ..errors import ImproperlyConfigured
 from ..log import reopen_logs, setup_logging
-from ..system import set_process_title
+from ..system import import_event_loop, set_process_title
 from ..version import __version__
 from .mailbox import new_framer, receive
 from .message import Note, decode, encode
@@ -205,6 +205,13 @@ class ForkServer:
         with _overheard() as heard:
             try:
                 loaded = self._loaded = self._load()
+                if loaded.applications:
+                    cfg = loaded.applications[0].cfg
+                    setup_logging(cfg.log_level, cfg.log_format, cfg.log_file)
+                for application in loaded.applications:
+                    # Once for all workers, not in each of them.
+                    import_event_loop(application.cfg.event_loop)
+                    application.before_fork()
                 return _report(loaded)
             except ImproperlyConfigured as exc:
                 return {"code": BOOT_FAILED, "text": str(exc), "said": False}
@@ -324,8 +331,10 @@ class ForkServer:
             os.environ["PULSAR_WORKER_SLOT"] = str(order.slot)
         application = None
         if order.application is not None:
-            if self._loaded is None:
+            if self._loaded is None:  # --no-preload
                 self._loaded = self._load()
+                cfg = self._loaded.applications[0].cfg
+                setup_logging(cfg.log_level, cfg.log_format, cfg.log_file)
             application = self._loaded.applications[order.application]
         return self._live(application, order, descriptors)
 

@@ -12,11 +12,23 @@ from typing import Any, NamedTuple, Protocol
 
 from ..config import Config
 
-__all__ = ["BOOT_FAILED", "NOT_LOADABLE", "Listen", "Listening", "Served", "plain_settings"]
+__all__ = [
+    "BOOT_FAILED",
+    "NOT_LOADABLE",
+    "Listen",
+    "Listening",
+    "ServeAlone",
+    "Served",
+    "plain_settings",
+]
 
 # Exit codes, those of gunicorn.
 BOOT_FAILED = 3
 NOT_LOADABLE = 4
+
+
+class ServeAlone(Exception):  # noqa: N818 - it is no error
+    """What was loaded wants no workers, but to be served by the process that was started."""
 
 
 class Listen(NamedTuple):
@@ -81,6 +93,9 @@ class Served(Protocol):
         """What to log when it is served."""
 
     # A process tree
+
+    def before_fork(self) -> None:
+        """Do once, in the fork server, what all workers would do; in a worker nothing."""
 
     def describe(self) -> dict[str, Any]:
         """What the arbiter must know, as plain data: see ``Application.describe``."""

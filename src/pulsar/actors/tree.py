@@ -7,23 +7,25 @@ Leaves: the work to ``Arbiter``, ``ForkServer`` and ``live``.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..config import Config
 from ..errors import ImproperlyConfigured
 from ..log import setup_logging
 from ..privileges import drop_privileges, resolve_identity
 from .actor import ACTOR_HOOKS, Actor, current_actor
-from .arbiter import Arbiter, ServeAlone
 from .forkserver import ForkServer, Loaded
 from .generation import fork_first, inherited, is_fork_server
+from .notify import Notifier
 from .reloader import require_watchfiles
-from .served import Served, plain_settings
+from .served import ServeAlone, Served, plain_settings
 from .worker import live
+
+if TYPE_CHECKING:
+    from .arbiter import Arbiter
 
 __all__ = ["ServeAlone", "arbiter", "can_fork", "is_fork_server", "run_tree"]
 
@@ -39,6 +41,7 @@ def run_tree(
     applications: Sequence[Served] | None = None,
     *,
     root: Arbiter | None = None,
+    leads: Callable[[Arbiter], None] = lambda _root: None,
     title: str = "pulsar",
     prepare: Callable[[], None] | None = None,
 ) -> int:
@@ -50,6 +53,7 @@ def run_tree(
     :param cfg: the settings that are needed before ``load`` is called
     :param applications: what is served, where it exists already
     :param root: the arbiter; by default a new one, which has not got the code
+    :param leads: called with the arbiter before it leads
     :param title: what a new one is called until that is known
     :param prepare: called before privileges are dropped, for what needs them
 
@@ -83,7 +87,7 @@ def run_tree(
         require_watchfiles()
     setup_logging(cfg.log_level, cfg.log_format, cfg.log_file, owner=owner)
     # Before the fork: it takes what is for the arbiter alone out of the environment.
-    root = root or Arbiter(cfg=cfg, title=title)
+    notifier = Notifier() if root is None else None
     others = [thread.name for thread in threading.enumerate() if thread.name != "MainThread"]
     if others:
         cfg.warnings.append(
@@ -91,32 +95,14 @@ def run_tree(
             "workers: start them in on_worker_start"
         )
     sock, pid = fork_first(lambda control: fork_server(control).run())
+    # Only now: while we import it, the fork server loads the application, and no worker has
+    # it in memory.
+    from .arbiter import Arbiter
+
+    if root is None:
+        root = Arbiter(applications, cfg=cfg, title=title, notifier=notifier)
+    leads(root)
     return root.lead(sock, pid)
-
-
-class RootArbiter(Arbiter):
-    """What ``pulsar.arbiter`` makes: an arbiter without an application."""
-
-    def start(self) -> None:
-        """Run until stopped by a signal or by ``stop``; ends the process with code 3 if it cannot.
-
-        Raises ``RuntimeError`` inside a running loop.
-        """
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            pass
-        else:
-            raise RuntimeError("arbiter().start() blocks, and an event loop runs here")
-        if not can_fork():
-            raise ImproperlyConfigured(
-                "an arbiter forks processes: it needs the main thread of a system with fork"
-            )
-        title = str(self.cfg.process_name or self.cfg.name or "pulsar")
-        settings = plain_settings(self.cfg)
-        code = run_tree(lambda: Loaded([], title, settings), self.cfg, [], root=self)
-        if code:
-            raise SystemExit(code)
 
 
 def arbiter(cfg: Config | None = None, **params: Any) -> Actor:
@@ -129,6 +115,8 @@ def arbiter(cfg: Config | None = None, **params: Any) -> Actor:
     Raises ``RuntimeError`` in a process that has another actor: send a message to
     ``"arbiter"`` there.
     """
+    from .arbiter import Arbiter, RootArbiter  # see run_tree
+
     actor = current_actor()
     if isinstance(actor, Arbiter):
         return actor
@@ -140,4 +128,15 @@ def arbiter(cfg: Config | None = None, **params: Any) -> Actor:
             f"{actor.name} is not in the arbiter's process: send a command to 'arbiter'"
         )
     hooks = {name: params.pop(name) for name in ACTOR_HOOKS if name in params}
-    return RootArbiter([], cfg=cfg, hooks=hooks, params=params)
+    return RootArbiter(_run_without_application, cfg=cfg, hooks=hooks, params=params)
+
+
+def _run_without_application(root: Arbiter) -> int:
+    if not can_fork():
+        raise ImproperlyConfigured(
+            "an arbiter forks processes: it needs the main thread of a system with fork"
+        )
+    cfg = root.cfg
+    title = str(cfg.process_name or cfg.name or "pulsar")
+    settings = plain_settings(cfg)
+    return run_tree(lambda: Loaded([], title, settings), cfg, [], root=root)

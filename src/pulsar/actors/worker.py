@@ -265,7 +265,6 @@ def live(application: Served | None, order: Order, descriptors: list[int]) -> in
         listening = sockets_of(order.sockets, rest)
         application.inherit(listening, balance)
         actor = serve = Worker(application, order, listening)
-    setup_logging(cfg.log_level, cfg.log_format, cfg.log_file)
     set_process_title(_title(application, order))
     _register_dump(stacks, application)
     set_process_actor(actor)

@@ -23,7 +23,6 @@ from __future__ import annotations
 import mmap
 import os
 import sys
-import tempfile
 import time
 from typing import Self
 
@@ -242,6 +241,8 @@ def _shared_memory(size: int) -> int:
     if sys.platform == "linux":
         descriptor = os.memfd_create("pulsar", os.MFD_CLOEXEC)
     else:
+        import tempfile  # only here: it takes a while
+
         with tempfile.TemporaryFile() as file:
             descriptor = os.dup(file.fileno())
     os.ftruncate(descriptor, size)

@@ -373,7 +373,7 @@ class Connection(FlowControl, Protocol):
         A consumer that never finishes counts as answered once it has written
         something since the last byte arrived.
         """
-        if self._tasks or self._tail:
+        if self._holds or self._tasks or self._tail:
             return True
         consumer = self._consumer
         if consumer is None or consumer._state == NEW:
@@ -392,6 +392,11 @@ class Connection(FlowControl, Protocol):
     def closing(self) -> bool:
         """True when nothing is read or written any more."""
         return self._closing
+
+    @property
+    def pending(self) -> bool:
+        """True when bytes have arrived behind the request in progress, and are held."""
+        return bool(self._tail)
 
     def current_consumer(self) -> ProtocolConsumer:
         """The consumer that handles incoming bytes; a new one if there is none."""
@@ -481,9 +486,7 @@ class Connection(FlowControl, Protocol):
             self._tasks = set()
         self._tasks.add(task)
         if hold:
-            self._holds += 1
-            if self._tail is None:
-                self._tail = b""
+            self.hold()
 
         def done(task: asyncio.Task[T]) -> None:
             assert self._tasks is not None
@@ -499,6 +502,21 @@ class Connection(FlowControl, Protocol):
 
         task.add_done_callback(done)
         return task
+
+    def hold(self) -> None:
+        """Keep what arrives until ``release``; the request counts as in progress.
+
+        For a consumer that answers later, and has no task for it.
+        """
+        self._holds += 1
+        if self._tail is None:
+            self._tail = b""
+
+    def release(self) -> None:
+        """Go on with what has arrived since ``hold``."""
+        self._holds -= 1
+        if not self._closing:
+            self._continue()
 
     def _pieces(self) -> int:
         """How many pieces were written in this data_received and not flushed."""
@@ -657,11 +675,12 @@ class Connection(FlowControl, Protocol):
         """Close, but not before the peer has, or ``linger`` seconds have passed.
 
         For an answer to what was not read to its end: a socket that is closed with
-        something unread is reset, and the peer may never see the answer.
+        something unread is reset, and the peer may never see the answer. With 0 seconds,
+        and where there is no half-close, as with TLS: ``close``.
         """
         transport, loop = self._transport, self._loop
-        if self._closing or loop is None or not transport.can_write_eof():
-            self.close()
+        if self._closing or not linger or loop is None or not transport.can_write_eof():
+            self._close()
             return
         self._flush()
         self._stop()
@@ -741,9 +760,17 @@ class Connection(FlowControl, Protocol):
             elif stall_timeout and silent >= stall_timeout:
                 self._log_timeout("the peer does not read", silent)
                 self.abort()
-        elif self._tasks:
+        elif self._tasks or self._holds:
             return
         elif self.busy:
+            consumer = self._consumer
+            if consumer is not None and consumer._state == STARTED:
+                try:
+                    consumer.check_deadlines(now, silent, stall_timeout)
+                except Exception as exc:
+                    self._fail(consumer, exc)
+                if self._closing:
+                    return
             if self._eof:
                 # Half a request, or an answer that is made where we do not see it.
                 stall_timeout = min(stall_timeout or _EOF_LINGER, _EOF_LINGER)

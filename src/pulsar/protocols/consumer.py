@@ -122,6 +122,17 @@ class ProtocolConsumer(EventHandler):
         """
         return False
 
+    def check_deadlines(self, now: float, silent: float, stall_timeout: float | None) -> None:
+        """Called now and then while a request is in progress that waits for its peer.
+
+        Does nothing. It may answer and close; else the connection is closed when it has
+        been silent for ``stall_timeout``.
+
+        :param now: the loop's clock, in seconds
+        :param silent: for how many seconds nothing has come or gone
+        :param stall_timeout: how many of them are too many; None or 0: there is no limit
+        """
+
     def connection_lost(self, exc: BaseException | None) -> None:
         """Called when the connection is gone, with the reason if there is one.
 

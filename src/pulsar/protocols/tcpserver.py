@@ -111,6 +111,9 @@ class TcpServer(Server):
         self.keep_alive = keep_alive
         self.max_connections = max_connections or None
         self.stall_timeout = stall_timeout
+        # Those of what is served, in seconds: looked at when the server starts, for how often
+        # to call check_deadlines.
+        self.deadlines: Sequence[float] = ()
         self._acceptor: Acceptor | None = None
         # Every connection, from the accept on. A TLS handshake that fails calls nobody:
         # the value is the loop's time at which a connection that was not made is
@@ -177,7 +180,7 @@ class TcpServer(Server):
         if self.kind is Kind.DATAGRAM:
             close_sockets(self._sockets)
             raise ImproperlyConfigured(f"{self.name} serves streams, not datagrams")
-        deadlines = [self.keep_alive, self.stall_timeout]
+        deadlines = [self.keep_alive, self.stall_timeout, *self.deadlines]
         if sslcontext is not None:
             self._tls = True
             self._handshake_deadline += handshake_timeout

@@ -60,6 +60,8 @@ class SocketServer(Application):
         # In a worker of a process tree: the bind of each socket that it listens on.
         self._bind_of: dict[socket.socket, str] = {}
         self._balance: Any = None
+        # What was looked at before the fork, and its kind.
+        self._known: tuple[Any, Kind] | None = None
         self.servers: list[Any] = []
 
     @property
@@ -96,6 +98,12 @@ class SocketServer(Application):
     def prepare(self) -> None:
         """Read the TLS files, while that is allowed."""
         self._ssl_context(self.cfg, keep_server_context)
+
+    def before_fork(self) -> None:
+        """Look at what is to be served, as far as that takes no loop."""
+        factory = self.callable
+        if isinstance(factory, type):
+            self._known = factory, self._classify(factory)
 
     def describe(self) -> dict[str, Any]:
         """See ``Application.describe``."""
@@ -242,7 +250,9 @@ class SocketServer(Application):
         """
         factory = protocol_factory or self.protocol_factory()
         context = self._ssl_context(self.cfg, kept_server_context)
-        kind = self._classify(factory)
+        known = self._known
+        # Looking again would cost each worker 1.5 MB of memory that it shares otherwise.
+        kind = known[1] if known and known[0] is factory else self._classify(factory)
         if sockets is None and address is None:
             if all(sock.fileno() < 0 for sock in self._sockets):
                 # None yet, or those of a server that is closed.
