@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -19,11 +20,11 @@ from pulsar.apps.socket import SocketServer
 from pulsar.config import Setting
 from pulsar.errors import ImproperlyConfigured
 from pulsar.protocols import ProtocolConsumer
-from tests.support.process import ServerProcess
+from tests.support.process import MODES, ServerProcess, clean_environment
 from tests.support.serving import PATIENCE, logging_kept, serving
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 
 class Greeting(Setting):
@@ -54,6 +55,10 @@ class Idle(Application):
     """
 
     cfg_apps = ("tested",)
+
+    def __init__(self, *args: Any, **params: Any) -> None:
+        # Without workers: a process that runs tests is not to be forked.
+        super().__init__(*args, **{"concurrency": "thread", **params})
 
 
 class Recorder(Idle):
@@ -456,13 +461,37 @@ def test_the_event_loop_is_the_one_that_was_chosen(loop_kind: str) -> None:
     assert calls["debug"] is True
 
 
-def test_more_workers_than_one_are_reported(caplog: pytest.LogCaptureFixture) -> None:
-    start(Idle(load_config=False, workers=3))
-    assert caplog.messages[0] == "workers is 3, but this version serves from one process"
-    caplog.clear()
-    start(Idle(load_config=False, workers=3, concurrency="thread"))
-    start(Idle(load_config=False, workers=0))
+def test_without_workers_one_process_serves(caplog: pytest.LogCaptureFixture) -> None:
+    pids: list[int] = []
+
+    class Here(Recorder):
+        async def worker_start(self, worker: Any, exc: BaseException | None = None) -> None:
+            pids.append(os.getpid())
+
+    for settings in ({"workers": 3}, {"workers": 0, "concurrency": "process"}):
+        start(Here(load_config=False, **settings))
+    assert pids == [os.getpid()] * 2
     assert not any("workers" in message for message in caplog.messages)
+
+
+@pytest.mark.parametrize("settings", [{"workers": 3}, {"concurrency": "process"}])
+def test_workers_that_cannot_be_had_are_refused(
+    settings: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a thread: only one that is not asked for is done without."""
+
+    class Asked(Application):
+        """Asked for workers."""
+
+    with pytest.raises(SystemExit) as caught, serving(Asked(load_config=False, **settings)):
+        pass
+    assert caught.value.code == 3
+    assert capsys.readouterr().err == (
+        "asked: error: worker processes need the main thread of a system with fork: "
+        "set concurrency to thread\n"
+    )
+    with serving(Asked(load_config=False)) as application:
+        assert application.info() == {"name": "asked", "running": True}
 
 
 def test_a_variable_of_no_setting_is_reported(
@@ -575,7 +604,8 @@ def test_a_reload_that_fails_changes_nothing(reloading: Any, content: str, sente
 def test_a_reload_when_the_file_is_gone(reloading: Any, tmp_path: Path) -> None:
     application, _ = reloading
     (tmp_path / "tested.toml").unlink()
-    with pytest.raises(ImproperlyConfigured, match=r"config cannot be '.*': give the path of a"):
+    sentence = f"cannot read {tmp_path}/tested.toml: No such file or directory"
+    with pytest.raises(ImproperlyConfigured, match=sentence):
         asyncio.run(application.reload())
     assert application.cfg.greeting == "hello"
 
@@ -587,7 +617,47 @@ def test_an_application_that_read_nothing_has_nothing_to_reload() -> None:
     assert application.cfg.greeting == "hi"
 
 
-# -- signals, in a process of its own
+# -- in a process of its own
+
+FAILING = """
+from pulsar import Application, ImproperlyConfigured
+
+class Failing(Application):
+    async def worker_start(self, worker, exc=None):
+        raise {error}
+
+if __name__ == "__main__":
+    Failing().start()
+"""
+
+
+@pytest.mark.parametrize("options", MODES)
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        ("ImproperlyConfigured('no luck')", "failing: error: no luck\n"),
+        (
+            "LookupError('mine')",
+            '.*Traceback .*failing.py", line 6, in worker_start\n.*\nLookupError: mine\n',
+        ),
+    ],
+)
+def test_a_program_that_cannot_serve_ends(
+    tmp_path: Path, error: str, said: str, options: Sequence[str]
+) -> None:
+    (tmp_path / "failing.py").write_text(FAILING.format(error=error))
+    done = subprocess.run(
+        [sys.executable, "failing.py", *options],
+        cwd=tmp_path,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (done.returncode != 0, done.stdout) == (True, "")
+    assert re.fullmatch(said, done.stderr, re.DOTALL), done.stderr
+
 
 SCRIPT = """
 from pulsar import ProtocolConsumer
@@ -611,30 +681,55 @@ def script(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
-def test_signals_that_stop(script: Path, number: signal.Signals) -> None:
-    with ServerProcess(script, cwd=script.parent) as server:
+@pytest.mark.parametrize("options", MODES)
+def test_signals_that_stop(script: Path, number: signal.Signals, options: Sequence[str]) -> None:
+    with ServerProcess(script, *options, cwd=script.parent) as server:
         assert server.stop(number) == 0
         how = "at once" if number == signal.SIGQUIT else "gracefully"
         assert f"{number.name}: stopping {how}" in server.stderr
         assert server.stderr.endswith("scripted has stopped\n")
 
 
-def test_hup_reloads(script: Path) -> None:
+def test_hup_without_workers_takes_live_settings(script: Path) -> None:
+    reloads(
+        script,
+        ["--workers", "0"],
+        "SIGHUP: reloading settings and certificates",
+        [
+            ('log_level = "debug"\nkeep_alive = 5\n', "settings that have changed: log_level"),
+            ("keep_alive = 5\n", "settings that have changed: log_level"),
+            ("keep_alive = 6\n", "need a restart: keep_alive"),
+            ("keep_alive = 'x'\n", "not reloaded, everything goes on as it was: keep_alive"),
+            ("keep_alive = 5\n", "settings that have changed: none"),
+        ],
+    )
+
+
+def test_hup_makes_workers_with_the_new_settings(script: Path) -> None:
+    reloads(
+        script,
+        [],
+        "SIGHUP: reloading",
+        [
+            ('log_level = "debug"\nkeep_alive = 5\n', "reloaded: generation 2 serves"),
+            ("keep_alive = 6\n", "reloaded: generation 3 serves"),
+            ("keep_alive = 'x'\n", "not reloaded, everything goes on as it was: "),
+            ('keep_alive = 5\npidfile = "other.pid"\n', "need a restart: pidfile"),
+        ],
+    )
+
+
+def reloads(
+    script: Path, options: Sequence[str], heard: str, attempts: list[tuple[str, str]]
+) -> None:
+    """Reload with each content of the settings file; what is said each time."""
     config = script.with_name("tested.toml")
     config.write_text("keep_alive = 5\n")
-    with ServerProcess(script, "-c", config, cwd=script.parent) as server:
-        for attempt, (content, said) in enumerate(
-            [
-                ('log_level = "debug"\nkeep_alive = 5\n', "settings that have changed: log_level"),
-                ("keep_alive = 5\n", "settings that have changed: log_level"),
-                ("keep_alive = 6\n", "need a restart: keep_alive"),
-                ("keep_alive = 'x'\n", "not reloaded, everything goes on as it was: keep_alive"),
-                ("keep_alive = 5\n", "settings that have changed: none"),
-            ]
-        ):
+    with ServerProcess(script, "-c", config, *options, cwd=script.parent) as server:
+        for attempt, (content, said) in enumerate(attempts, 1):
             before = server.stderr.count(said)
             config.write_text(content)
             server.send(signal.SIGHUP)
-            server.wait_for("SIGHUP: reloading settings and certificates", attempt + 1)
+            server.wait_for(heard, attempt)
             server.wait_for(said, before + 1)
         assert server.stop() == 0

@@ -29,11 +29,11 @@ from pulsar.protocols import DatagramProtocol, DatagramServer, ProtocolConsumer,
 from pulsar.tls import client_context
 from tests.support.certs import KEY_PASSWORD, Certificates, certs
 from tests.support.privileges import unprivileged
-from tests.support.process import clean_environment
+from tests.support.process import MODES, clean_environment
 from tests.support.serving import PATIENCE, serving
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 __all__ = ["certs"]
@@ -42,12 +42,16 @@ ANYWHERE = "127.0.0.1:0"
 END = b"\r\n\r\n"
 
 
+# Without workers: a process that runs tests is not to be forked.
+ALONE = {"bind": ANYWHERE, "concurrency": "thread"}
+
+
 def server(callable: Any = EchoServerProtocol, **settings: Any) -> SocketServer:
-    return SocketServer(callable, False, **{"bind": ANYWHERE, **settings})
+    return SocketServer(callable, False, **{**ALONE, **settings})
 
 
 def udp_server(callable: Any = EchoUdpServerProtocol, **settings: Any) -> UdpSocketServer:
-    return UdpSocketServer(callable, False, **{"bind": ANYWHERE, **settings})
+    return UdpSocketServer(callable, False, **{**ALONE, **settings})
 
 
 @pytest.fixture
@@ -231,12 +235,13 @@ class EchoOverTls(Echo):
 # -- what is served: a module with an error, a wrong type
 
 
-def test_a_callable_that_cannot_be_imported(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", MODES)
+def test_a_callable_that_cannot_be_imported(tmp_path: Path, options: Sequence[str]) -> None:
     (tmp_path / "broken.py").write_text("import helper\n")
     (tmp_path / "helper.py").write_text("def settings():\n    return {}['HOST']\n\nsettings()\n")
     where = f"unix:{tmp_path}/echo.sock"
     done = subprocess.run(
-        [sys.executable, "-m", "pulsar", "serve", "broken:Echo", "--bind", where],
+        [sys.executable, "-m", "pulsar", "serve", "broken:Echo", "--bind", where, *options],
         cwd=tmp_path,
         env=clean_environment(),
         capture_output=True,
@@ -415,7 +420,7 @@ def test_an_event_callback_that_raises(loop_kind: str, caplog: pytest.LogCapture
     def bad_callback(arg: Any, exc: Any = None) -> None:
         raise LookupError("mine")
 
-    application = Listened(Faulty, False, bind=ANYWHERE, event_loop=loop_kind)
+    application = Listened(Faulty, False, event_loop=loop_kind, **ALONE)
     with serving(application), connected(application) as sock:
         assert ask(sock, b"one\n") == b"one\n"
         assert ask(sock, b"two\n") == b"two\n"

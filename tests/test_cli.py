@@ -16,6 +16,7 @@ import pytest
 
 from pulsar.cli import main
 from pulsar.version import __version__
+from tests.support.plain import connect, read_to_the_end
 from tests.support.privileges import unprivileged
 from tests.support.process import PATIENCE, ServerProcess, clean_environment
 
@@ -135,7 +136,12 @@ async def asgi(scope, receive, send):
 
 
 def wsgi(environ, start_response):
-    return []
+    start_response("200 OK", [])
+    return [environ["PATH_INFO"].encode()]
+
+
+async def async_wsgi(environ, start_response):
+    return wsgi(environ, start_response)
 
 
 class AsgiObject:
@@ -145,7 +151,7 @@ class AsgiObject:
 
 class WsgiObject:
     def __call__(self, environ, start_response):
-        pass
+        return wsgi(environ, start_response)
 
 
 asgi_object, wsgi_object = AsgiObject(), WsgiObject()
@@ -495,6 +501,23 @@ def test_what_is_served_on_datagrams(here: Path, arguments: tuple[str, ...]) -> 
         assert ask_datagram(server.address) == b"hello"
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("things:wsgi",),
+        ("things:wsgi_object",),
+        ("things:async_wsgi", "--kind", "wsgi"),
+    ],
+    ids=" ".join,
+)
+def test_web_applications(here: Path, arguments: tuple[str, ...]) -> None:
+    with serve(here, *arguments, *ANYWHERE) as server, connect(server.address) as sock:
+        sock.sendall(b"GET /hello HTTP/1.0\r\nHost: localhost\r\n\r\n")
+        answer = read_to_the_end(sock)
+        assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert answer.endswith(b"\r\n\r\n/hello")
+
+
 def test_datagrams_by_the_environment(here: Path) -> None:
     environment = {"PULSAR_BIND": "udp://127.0.0.1:0"}
     with serve(here, "things:datagrams", env=environment) as server:
@@ -515,8 +538,6 @@ def test_an_application_with_flags_of_its_own(here: Path, target: str) -> None:
             "asgi_object",
             "looks like an ASGI application, which uvicorn, hypercorn or granian serve",
         ),
-        ("wsgi", "cannot serve wsgi: a function of two arguments looks like a WSGI application"),
-        ("wsgi_object", "looks like a WSGI application, which this version does not serve"),
         ("number", "cannot serve 5: an object of type int cannot be called"),
         ("instance", "it is an instance: give its class"),
         ("Namespace", "cannot serve Namespace: the class Namespace is no protocol"),
@@ -650,10 +671,49 @@ def test_chdir_to_where_we_may_not_go(refused: Typed, here: Path) -> None:
         assert refused("things:Echo", "--chdir", "locked") == (2, sentence)
 
 
+@pytest.mark.parametrize("flags", [(), ("--no-preload",)], ids=["preload", "no-preload"])
+@pytest.mark.parametrize(
+    ("code", "arguments"),
+    [
+        (2, ("things:Echo", "--bnd", ":0")),
+        (2, ("things:Echo", "--volume", "loud")),
+        (2, ("things:application", "--volume", "louder")),
+        (2, ("things:Echo", "-c", "server.toml")),
+        (2, ("things:application", "-c", "server.toml")),
+        (3, ("things:number",)),
+        (3, ("things:fails",)),
+        (3, ("things:Echo", "--bind", "udp://:0")),
+        (3, ("things:Echo", "--bind", "unix:/missing/echo.sock")),
+        (3, ("things:Echo", "--cert-file", "things.py")),
+        (4, ("nothing:Echo",)),
+        (4, ("things.py:Echo",)),
+        (4, ("things:Ecko",)),
+        (4, ("broken:Echo",)),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else str(value),
+)
+def test_a_tree_says_the_same(
+    typed: Typed, here: Path, code: int, arguments: tuple[str, ...], flags: tuple[str, ...]
+) -> None:
+    (here / "server.toml").write_text("keep-alife = 5\n")
+    (here / "broken.py").write_text("def work():\n    return 1 / 0\n\nwork()\n")
+    said = typed(*arguments, *flags)
+    assert said[0] == code
+    assert run(here, *arguments, *flags) == said
+
+
 def test_a_terminal_sees_plain_lines(here: Path) -> None:
     """A whole command that fails: one line, no traceback, the code."""
+    code, out, err = run(here, "things:number", *ANYWHERE)
+    assert (code, out) == (3, "")
+    assert err.startswith("things:number: error: cannot serve 5: ")
+    assert err.count("\n") == 1
+
+
+def run(here: Path, *arguments: str) -> tuple[int, str, str]:
+    """``pulsar ARGUMENTS`` in a process of its own, which ends: exit code, output, complaints."""
     done = subprocess.run(
-        [sys.executable, "-m", "pulsar", "things:number", *ANYWHERE],
+        [sys.executable, "-m", "pulsar", *arguments],
         cwd=here,
         env=clean_environment(),
         capture_output=True,
@@ -661,7 +721,4 @@ def test_a_terminal_sees_plain_lines(here: Path) -> None:
         timeout=PATIENCE,
         check=False,
     )
-    assert done.returncode == 3
-    assert done.stdout == ""
-    assert done.stderr.startswith("things:number: error: cannot serve 5: ")
-    assert done.stderr.count("\n") == 1
+    return done.returncode, done.stdout, done.stderr

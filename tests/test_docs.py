@@ -35,6 +35,7 @@ import pytest
 
 from pulsar import TcpServer
 from pulsar.apps.socket import SocketServer
+from pulsar.apps.wsgi import WSGIServer
 from tests.support.programs import require_program
 from tests.test_layers import FLOORS
 
@@ -163,7 +164,9 @@ class Player:
             if not name.startswith(("PULSAR_", "PYTEST_", "WEB_CONCURRENCY"))
         }
         path = f"{Path(sys.executable).parent}:{environ['PATH']}"
-        self.environ = {**environ, "PATH": path, "PYTHONWARNINGS": "error", "COLUMNS": "80"}
+        # As on a terminal: warnings apart, which must not be.
+        terminal = {"COLUMNS": "80", "PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "error"}
+        self.environ = {**environ, **terminal, "PATH": path}
         stack.callback(self.stop_server)
 
     def reserve(self) -> int:
@@ -426,10 +429,11 @@ def test_dotted_names_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_flags_and_variables_exist(page: Path) -> None:
-    settings = SocketServer(None, load_config=False).cfg.settings.values()
+    settings = WSGIServer(None, load_config=False).cfg.settings.values()
     flags = {flag for setting in settings for flag in setting.flags}
     flags |= {f"--no-{flag[2:]}" for flag in flags}
     known = flags | {"--help", "--version"} | {setting.variable for setting in settings}
+    known.add("PULSAR_WORKER_SLOT")  # no setting: workers have it
     # pulsar's own commands only: other programs have flags of their own.
     text = "\n".join(
         code for code in inline_code(page) if not code.startswith(("scripts", "python"))

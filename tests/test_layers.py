@@ -23,6 +23,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset(
         {
             "cpus",
+            "doors",
             "errors",
             "events",
             "log",
@@ -40,7 +41,8 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"actors"}),
     frozenset({"application", "console"}),
     frozenset({"apps"}),
-    frozenset({"cli", "testing"}),
+    frozenset({"target", "testing"}),
+    frozenset({"cli"}),
     frozenset({"__main__"}),
 )
 
@@ -274,7 +276,7 @@ def test_exceptions_are_used_and_have_a_reason() -> None:
         ("pulsar.clients.pool", "from pulsar.config import Config", "bare asyncio program"),
         ("pulsar.clients.pool", "from pulsar.actors import x", "on floor 3, above clients"),
         ("pulsar.application", "from pulsar.apps.socket import x", "on floor 5"),
-        ("pulsar.apps.socket.server", "from pulsar.cli import main", "on floor 6"),
+        ("pulsar.apps.socket.server", "from pulsar.cli import main", "on floor 7"),
         ("pulsar.apps.socket.server", "from pulsar.framing import LineFramer", "a door for users"),
         ("pulsar.apps.http.client", "from pulsar.actors import x", "without an arbiter"),
         ("pulsar.framing", "from pulsar.protocols import x", "may import from errors, wire"),

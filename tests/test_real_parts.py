@@ -1,10 +1,12 @@
 """Servers in processes of their own, met by OpenSSL, socat, systemd's protocol and signals.
 
 What is served is the echo example. What the settings mean is tested where they live; here
-everything has to work together, from the command line to the exit code.
+everything has to work together, from the command line to the exit code: with workers, as by
+default, and in a single process as well where that is another way to do it.
 """
 
 import os
+import pwd
 import re
 import shutil
 import signal
@@ -14,7 +16,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +24,7 @@ import pytest
 
 from tests.support.certs import Certificates, certs
 from tests.support.plain import connect, read, read_to_the_end
-from tests.support.process import EXAMPLES, PATIENCE, ServerProcess, clean_environment
+from tests.support.process import EXAMPLES, MODES, PATIENCE, ServerProcess, clean_environment
 from tests.support.programs import require_program
 
 __all__ = ["certs"]
@@ -32,6 +34,21 @@ LOCALHOST = ("--bind", "127.0.0.1:0")
 MESSAGE_IN_TWO = (HELLO[:4], HELLO[4:])
 
 Start = Callable[..., ServerProcess]
+
+
+@pytest.fixture(params=MODES)
+def mode(request: pytest.FixtureRequest) -> Sequence[str]:
+    """Flags for a server with workers, and for one without, in turn."""
+    flags: Sequence[str] = request.param
+    return flags
+
+
+def until(condition: Callable[[], bool], failure: str) -> None:
+    """Look until it is so."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, failure
+        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -190,10 +207,12 @@ def test_a_client_without_a_good_certificate_is_refused(
 
 
 @pytest.fixture
-def renewable(serve: Start, certs: Certificates, tmp_path: Path) -> tuple[Start, Path]:
+def renewable(
+    serve: Start, mode: Sequence[str], certs: Certificates, tmp_path: Path
+) -> tuple[Start, Path]:
     """A server, and its key with the certificate in one file, which may be changed."""
     shutil.copy(certs.server_bundle, bundle := tmp_path / "bundle.pem")
-    return partial(serve, *LOCALHOST, "--cert-file", bundle), bundle
+    return partial(serve, *LOCALHOST, "--cert-file", bundle, *mode), bundle
 
 
 def serial(client: ssl.SSLSocket) -> object:
@@ -208,17 +227,19 @@ def test_certificates_are_read_anew_without_dropping_a_connection(
     start, bundle = renewable
     with start() as server, tls_client(server, certs) as old:
         assert says_hello(old)
-        bundle.write_bytes(certs.renewed_key.read_bytes() + certs.renewed_cert.read_bytes())
-        server.send(signal.SIGHUP)
-        server.wait_for("SIGHUP: reloading settings and certificates")
-        deadline = time.monotonic() + PATIENCE
-        while True:
+        old.sendall(MESSAGE_IN_TWO[0])
+
+        def is_renewed() -> bool:
             with tls_client(server, certs) as new:
                 assert says_hello(new)
-                if serial(new) != serial(old):
-                    break
-            assert time.monotonic() < deadline, "the new certificate is not served"
-        assert says_hello(old)
+                return serial(new) != serial(old)
+
+        bundle.write_bytes(certs.renewed_key.read_bytes() + certs.renewed_cert.read_bytes())
+        server.send(signal.SIGHUP)
+        server.wait_for("SIGHUP: reloading")
+        until(is_renewed, "the new certificate is not served")
+        old.sendall(MESSAGE_IN_TWO[1])
+        assert read(old, len(HELLO)) == HELLO
 
 
 def test_a_certificate_that_cannot_be_read_changes_nothing(
@@ -285,11 +306,18 @@ def test_an_abstract_unix_socket(serve: Start) -> None:
         assert says_hello(client)
 
 
-def test_a_file_that_a_killed_server_left_is_replaced(serve: Start, path: Path) -> None:
-    with serve("--bind", f"unix:{path}") as server:
+def test_a_file_that_a_killed_server_left_is_replaced(
+    serve: Start, mode: Sequence[str], path: Path
+) -> None:
+    bind = ("--bind", f"unix:{path}")
+    with serve(*bind, *mode) as server:
         assert server.stop(signal.SIGKILL) == -signal.SIGKILL
-    assert path.is_socket()
-    with serve("--bind", f"unix:{path}"), unix_client(str(path)) as client:
+    # Of a process tree more is left, which cleans up.
+    assert path.is_socket() if mode else not path.exists()
+    if not mode:
+        with socket.socket(socket.AF_UNIX) as left:
+            left.bind(str(path))
+    with serve(*bind, *mode), unix_client(str(path)) as client:
         assert says_hello(client)
 
 
@@ -405,10 +433,12 @@ def test_several_addresses(tls: Start, certs: Certificates, path: Path) -> None:
 
 
 @pytest.fixture
-def half_a_message(manage: Start, loop_kind: str) -> Iterator[tuple[ServerProcess, socket.socket]]:
+def half_a_message(
+    manage: Start, mode: Sequence[str], loop_kind: str
+) -> Iterator[tuple[ServerProcess, socket.socket]]:
     """A server in the middle of a request, and its client."""
     with (
-        manage(*LOCALHOST, "--event-loop", loop_kind) as server,
+        manage(*LOCALHOST, "--event-loop", loop_kind, *mode) as server,
         connect(server.address) as client,
     ):
         assert says_hello(client)
@@ -418,9 +448,12 @@ def half_a_message(manage: Start, loop_kind: str) -> Iterator[tuple[ServerProces
 
 def is_refused(address: tuple[str, int]) -> bool:
     try:
-        connect(address).close()
+        # One that is not answered is lost with the queue, or kept out of it: it tries again.
+        socket.create_connection(address, 0.5).close()
     except ConnectionRefusedError:
         return True
+    except (TimeoutError, ConnectionResetError):
+        pass
     return False
 
 
@@ -431,9 +464,7 @@ def test_a_request_in_flight_is_answered_before_the_end(
     server, client = half_a_message
     server.send(number)
     server.wait_for(f"{number.name}: stopping gracefully")
-    deadline = time.monotonic() + PATIENCE
-    while not is_refused(server.address):
-        assert time.monotonic() < deadline, "the server still accepts connections"
+    until(lambda: is_refused(server.address), "the server still accepts connections")
     client.sendall(MESSAGE_IN_TWO[1])
     assert read_to_the_end(client) == HELLO
     assert server.wait() == 0
@@ -468,9 +499,9 @@ def assert_cut_off(client: socket.socket) -> None:
         pass
 
 
-def test_the_graceful_timeout_ends_what_does_not_end(manage: Start) -> None:
+def test_the_graceful_timeout_ends_what_does_not_end(manage: Start, mode: Sequence[str]) -> None:
     with (
-        manage(*LOCALHOST, "--graceful-timeout", "0.3") as server,
+        manage(*LOCALHOST, "--graceful-timeout", "0.3", *mode) as server,
         connect(server.address) as client,
     ):
         client.sendall(MESSAGE_IN_TWO[0])
@@ -480,12 +511,93 @@ def test_the_graceful_timeout_ends_what_does_not_end(manage: Start) -> None:
         assert "1 connections aborted" in server.stderr
 
 
-def test_a_reload_takes_the_new_log_level(manage: Start, tmp_path: Path) -> None:
+TOO_LONG = b"x" * (64 * 1024 + 10)
+
+
+def test_a_reload_takes_the_new_log_level(
+    manage: Start, mode: Sequence[str], tmp_path: Path
+) -> None:
     settings = tmp_path / "pulsar.toml"
-    settings.write_text('log-level = "info"\nkeep-alive = 60\n')
-    with manage("--config", settings, *LOCALHOST) as server:
-        settings.write_text('log-level = "warning"\nkeep-alive = 61\n')
+    settings.write_text('log-level = "info"\n')
+    with manage("--config", settings, *LOCALHOST, *mode) as server:
+        first = server.below
+
+        def refuse_a_frame() -> None:
+            with connect(server.address) as client:
+                client.sendall(TOO_LONG)
+                assert read_to_the_end(client) == b""
+
+        refuse_a_frame()
+        server.wait_for("[INFO] connection from ")
+        settings.write_text('log-level = "warning"\nprocess-name = "two"\n')
         server.send(signal.SIGHUP)
-        server.wait_for("[WARNING] these settings have changed and need a restart: keep_alive")
+        server.wait_for("[WARNING] these settings have changed and need a restart: process_name")
+        # Those who still have the old level may have taken a connection.
+        until(lambda: not first & server.below, "the old processes do not end")
+        refuse_a_frame()
         assert server.stop() == 0
-        assert "stopping gracefully" not in server.stderr  # of level info
+        assert server.stderr.count("[INFO] connection from ") == 1
+        assert "stopping gracefully" not in server.stderr  # of level info, too
+
+
+# A single process, and what is around it
+
+
+@pytest.fixture
+def alone(manage: Start) -> Start:
+    return partial(manage, *LOCALHOST, "--workers", "0")
+
+
+def test_a_single_process_has_a_pid_file(alone: Start, tmp_path: Path) -> None:
+    pidfile = tmp_path / "pid"
+    with alone("--pidfile", pidfile) as server:
+        assert int(pidfile.read_text()) == server.process.pid
+        second = subprocess.run(
+            [sys.executable, "manage.py", *LOCALHOST, "--workers", "0", "--pidfile", pidfile],
+            cwd=EXAMPLES / "echo",
+            env=clean_environment(),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
+        owner = f"belongs to process {server.process.pid}, which is running"
+        assert (owner in second.stderr, second.returncode) == (True, 3)
+        assert server.stop() == 0
+    assert not pidfile.exists()
+
+
+def test_a_single_process_opens_its_log_anew(alone: Start, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with alone("--log-file", log, listens=0) as server:
+        until(lambda: log.exists() and " serves on " in log.read_text(), "it does not serve")
+        log.rename(tmp_path / "log.1")
+        server.send(signal.SIGUSR1)
+        until(lambda: log.exists() and "SIGUSR1: log files" in log.read_text(), "no new log")
+        assert server.stop() == 0
+        assert server.stderr == ""
+    assert log.read_text().endswith("echo has stopped\n")
+
+
+def test_a_single_process_survives_signals_of_the_tree(alone: Start) -> None:
+    with alone() as server:
+        for number in (signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU):
+            server.send(number)
+            server.wait_for(f"{number.name}: there are no workers")
+        with connect(server.address) as client:
+            assert says_hello(client)
+        assert server.stop() == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become somebody else")
+def test_a_single_process_becomes_its_user_when_it_has_bound(alone: Start, path: Path) -> None:
+    nobody = pwd.getpwnam("nobody")
+    # Where nobody else could make a file.
+    with alone("--bind", f"unix:{path}", "--user", "nobody", listens=2) as server:
+        status = Path(f"/proc/{server.process.pid}/status").read_text()
+        for name, number in (("Uid", nobody.pw_uid), ("Gid", nobody.pw_gid)):
+            assert f"\n{name}:" + f"\t{number}" * 4 + "\n" in status
+        with connect(server.address) as client:
+            assert says_hello(client)
+        with unix_client(str(path)) as client:
+            assert says_hello(client)
+        assert server.stop() == 0

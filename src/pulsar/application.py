@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from .actors.forkserver import Loaded
-from .actors.served import BOOT_FAILED, Listening, plain_settings
+from .actors.served import BAD_USAGE, BOOT_FAILED, Listening, plain_settings
 from .actors.single import SingleProcess
 from .actors.tree import can_fork, is_fork_server, run_tree
 from .config import Config, render_config
@@ -37,9 +37,6 @@ _running: dict[str, Application] = {}
 
 # Functions of the user's that an application calls: see Application.
 HOOKS = ("when_ready", "post_fork", "on_worker_start", "on_worker_stop")
-
-# The exit code of a command line, an environment or a file that cannot be used.
-USAGE = 2
 
 
 class Application(EventHandler):
@@ -145,7 +142,7 @@ class Application(EventHandler):
                 return
             self.change_directory()
         except ImproperlyConfigured as exc:
-            self._exit(USAGE, exc)
+            self._exit(BAD_USAGE, exc)
         try:
             if self.cfg.check:
                 self.check()

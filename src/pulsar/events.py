@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Generator, Iterable
-from difflib import get_close_matches
 from typing import Any, ClassVar
 
 from .errors import PulsarException
@@ -251,6 +250,8 @@ class EventHandler:
 
     def _unknown_event(self, name: str) -> LookupError:
         names = {*self.ONE_TIME_EVENTS, *self.MANY_TIMES_EVENTS, *(self._events or ())}
+        from difflib import get_close_matches  # only for those who mistype
+
         close = get_close_matches(name, names, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(sorted(names))}"
         return LookupError(f"{type(self).__name__} has no event {name!r}: {hint}")

@@ -6,7 +6,6 @@ Leaves: opening sockets, and whether an address exists on this machine, to
 ``pulsar.sockets``.
 """
 
-import difflib
 import os
 import re
 import socket
@@ -314,5 +313,7 @@ def _option_value(name: str, value: str) -> Any:
 
 def _nearest(word: str, known: Iterable[str]) -> str:
     """Point from a misspelt word to the one that was meant, if one is near."""
-    nearest = difflib.get_close_matches(word, known, n=1)
+    from difflib import get_close_matches  # only for those who mistype
+
+    nearest = get_close_matches(word, known, n=1)
     return f", did you mean {nearest[0]!r}?" if nearest else ""

@@ -28,11 +28,11 @@ from pulsar.protocols import (
 )
 from pulsar.tls import client_context
 from tests.support.certs import Certificates, certs
-from tests.support.process import ServerProcess
+from tests.support.process import MODES, ServerProcess
 from tests.support.serving import PATIENCE, serving
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 __all__ = ["certs"]
@@ -94,12 +94,16 @@ async def stream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
     writer.close()
 
 
+# Without workers: a process that runs tests is not to be forked.
+ALONE = {"bind": ANYWHERE, "concurrency": "thread"}
+
+
 def server(callable: Any = Echo, **settings: Any) -> SocketServer:
-    return SocketServer(callable, False, **{"bind": ANYWHERE, **settings})
+    return SocketServer(callable, False, **{**ALONE, **settings})
 
 
 def udp_server(callable: Any = EchoDatagrams, **settings: Any) -> UdpSocketServer:
-    return UdpSocketServer(callable, False, **{"bind": ANYWHERE, **settings})
+    return UdpSocketServer(callable, False, **{**ALONE, **settings})
 
 
 def ask(address: Any, data: bytes = b"hello", tls: ssl.SSLContext | None = None) -> bytes:
@@ -328,7 +332,7 @@ def test_a_protocol_factory_of_your_own(loop_kind: str) -> None:
             assert self.callable is Echo
             return Shout
 
-    with serving(Shouting(Echo, False, bind=ANYWHERE, event_loop=loop_kind)) as application:
+    with serving(Shouting(Echo, False, **ALONE, event_loop=loop_kind)) as application:
         assert ask(application.address) == b"HELLO"
 
 
@@ -348,7 +352,7 @@ def test_a_server_factory_of_your_own() -> None:
             return Counting(*args, **kw)
 
     for number, cls in enumerate((ByClass, ByMethod), 1):
-        with serving(cls(Echo, False, bind=ANYWHERE)) as application:
+        with serving(cls(Echo, False, **ALONE)) as application:
             assert type(application.servers[0]) is Counting
             assert ask(application.address) == b"hello"
         assert Counting.made == number
@@ -360,7 +364,7 @@ def test_a_datagram_server_of_your_own() -> None:
             kw["name"] = "mine"
             return DatagramServer(*args, **kw)
 
-    with serving(ByMethod(EchoDatagrams, False, bind=ANYWHERE)) as application:
+    with serving(ByMethod(EchoDatagrams, False, **ALONE)) as application:
         assert application.servers[0].name == "mine"
         assert ask_datagram(application.address) == b"hello"
 
@@ -565,22 +569,37 @@ def test_client_certificates_and_alpn(certs: Certificates, loop_kind: str) -> No
     assert seen == [((("email", "client@pulsar.example"),), "echo/1")] * 2
 
 
-# -- reload, in a process of its own
+# -- in processes of their own
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Path:
+    """A directory with a module ``served``."""
+    (tmp_path / "served.py").write_text(
+        "import os\n"
+        "from pulsar import ProtocolConsumer\n"
+        "class Lines(ProtocolConsumer):\n"
+        "    heard = b''\n"
+        "    def data_received(self, data):\n"
+        "        self.heard += data\n"
+        "        if data.endswith(b'\\n'):\n"
+        "            self.write(self.heard)\n"
+        "            self.finished()\n"
+        "async def pid(reader, writer):\n"
+        "    writer.write(str(os.getpid()).encode())\n"
+        "    writer.close()\n"
+    )
+    return tmp_path
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("options", MODES)
 def test_hup_renews_certificates_and_disturbs_nobody(
-    certs: Certificates, tmp_path: Path, loop: str
+    certs: Certificates, served: Path, loop: str, options: Sequence[str]
 ) -> None:
-    (tmp_path / "served.py").write_text(
-        "from pulsar import ProtocolConsumer\n"
-        "class Echo(ProtocolConsumer):\n"
-        "    def data_received(self, data):\n"
-        "        self.write(data)\n"
-        "        self.finished()\n"
-    )
-    cert, key = tmp_path / "server.crt", tmp_path / "server.key"
+    cert, key = served / "server.crt", served / "server.key"
     tls = client_context(certs.ca)
+    done = "reloaded; settings that have changed: none" if options else "generation 2 serves"
 
     def install(name: str) -> None:
         copyfile(certs.ca.with_name(f"{name}.crt"), cert)
@@ -595,15 +614,18 @@ def test_hup_renews_certificates_and_disturbs_nobody(
 
     install("server")
     files = ("--cert-file", "server.crt", "--key-file", "server.key", "--event-loop", loop)
-    arguments = ("-m", "pulsar", "served:Echo", "--bind", ANYWHERE, *files)
+    arguments = ("-m", "pulsar", "served:Lines", "--bind", ANYWHERE, *files, *options)
     with (
-        ServerProcess(*arguments, cwd=tmp_path) as process,
+        ServerProcess(*arguments, cwd=served) as process,
         connected(process.address, tls) as kept,
     ):
         first = serial()
+        kept.sendall(b"one\n")
+        assert kept.recv(100) == b"one\n"
+        kept.sendall(b"tw")
         install("renewed")
         process.send(signal.SIGHUP)
-        process.wait_for("reloaded; settings that have changed: none")
+        process.wait_for(done)
         second = serial()
         assert second != first
         # A certificate without its key: everything goes on as it was.
@@ -614,20 +636,20 @@ def test_hup_renews_certificates_and_disturbs_nobody(
             f"certificate {cert}"
         )
         assert serial() == second
-        kept.sendall(b"hello")
-        assert kept.recv(100) == b"hello"
+        # A request that began before it all is finished.
+        kept.sendall(b"o\n")
+        assert kept.recv(100) == b"two\n"
 
 
-def test_the_process_is_gone_when_it_says_so(tmp_path: Path) -> None:
-    (tmp_path / "served.py").write_text(
-        "import os\n"
-        "async def pid(reader, writer):\n"
-        "    writer.write(str(os.getpid()).encode())\n"
-        "    writer.close()\n"
-    )
-    with ServerProcess("-m", "pulsar", "served:pid", "--bind", ANYWHERE, cwd=tmp_path) as process:
+@pytest.mark.parametrize("options", MODES)
+def test_the_processes_are_gone_when_it_says_so(served: Path, options: Sequence[str]) -> None:
+    arguments = ("-m", "pulsar", "served:pid", "--bind", ANYWHERE, *options)
+    with ServerProcess(*arguments, cwd=served) as process:
         with connected(process.address) as sock:
-            assert int(sock.recv(100)) == process.process.pid != os.getpid()
+            pid = int(sock.recv(100))
+        assert (pid == process.process.pid) == bool(options)
         assert process.stop() == 0
         with pytest.raises(ConnectionRefusedError):
             ask(process.address)
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -25,6 +25,12 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 # Seconds for anything that a healthy server does at once, on a machine that has other work.
 PATIENCE = 30.0
 
+# Flags for a server with workers, as by default, and for one in a single process.
+MODES = [
+    pytest.param((), id="workers"),
+    pytest.param(("--workers", "0"), id="alone"),
+]
+
 # Variables of ours that would change what is tested.
 _FOREIGN = ("PULSAR_", "LISTEN_", "WEB_CONCURRENCY", "PYTHONWARNINGS", "PYTHONASYNCIODEBUG")
 
@@ -35,7 +41,8 @@ class ServerProcess:
     It is entered when the server says where it serves, at ``listens`` addresses.
     At the end it is stopped at once unless the test has stopped it before, and
     then the exit code must be 0 and the log free of tracebacks. When the test
-    fails, what the server has said is added to the failure.
+    fails, what the server has said is added to the failure, and all its
+    processes are killed.
     """
 
     def __init__(
@@ -66,13 +73,14 @@ class ServerProcess:
             stderr=subprocess.PIPE,
             text=True,
             errors="backslashreplace",
+            process_group=0,
         )
         self._reader = threading.Thread(target=self._read, name=f"stderr of {self.process.pid}")
         self._reader.start()
         try:
             self.wait_for(" serves on ", self._listens)
         except BaseException:
-            self._end(signal.SIGKILL)
+            self._kill()
             raise
         return self
 
@@ -83,11 +91,16 @@ class ServerProcess:
         trace: TracebackType | None,
     ) -> None:
         if error is not None:
-            self._end(signal.SIGKILL)
+            self._kill()
             error.add_note(f"the server's standard error:\n{self.stderr}")
             return
         stopped_before = self.process.returncode is not None
-        code = self._end(signal.SIGQUIT)
+        try:
+            code = self.wait() if stopped_before else self.stop(signal.SIGQUIT)
+        except BaseException:
+            self._kill()
+            raise
+        self._close()
         if not stopped_before:
             assert code == 0, f"the server ended with code {code}:\n{self.stderr}"
             assert "Traceback" not in self.stderr, self.stderr
@@ -105,6 +118,21 @@ class ServerProcess:
         return [line.partition(" serves on ")[2].removesuffix(" (TLS)") for line in lines]
 
     @property
+    def below(self) -> set[int]:
+        """The pids of its fork servers and workers; of none in a single process."""
+        found: set[int] = set()
+        parents = [self.process.pid]
+        while parents:
+            pid = parents.pop()
+            try:
+                children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+            except FileNotFoundError:
+                continue  # it has ended meanwhile
+            parents += map(int, children.split())
+            found.update(parents)
+        return found
+
+    @property
     def address(self) -> tuple[str, int]:
         """Host and port of the first address."""
         host, _, port = self.addresses[0].rpartition(":")
@@ -116,6 +144,10 @@ class ServerProcess:
             self._changed.wait_for(lambda: self._ended or self._has(text, count), PATIENCE)
             found = self._has(text, count)
         if not found:
+            if self._ended:
+                # It ends, or it has closed standard error.
+                with suppress(subprocess.TimeoutExpired):
+                    self.process.wait(1)
             code = self.process.poll()
             state = "is still running" if code is None else f"has ended with code {code}"
             raise AssertionError(
@@ -127,12 +159,15 @@ class ServerProcess:
         self.process.send_signal(number)
 
     def wait(self) -> int:
-        """Wait for the end; returns the exit code."""
+        """Wait for the end of it and its workers; returns the exit code."""
         try:
             code = self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired as error:
             raise AssertionError("the server does not end") from error
-        self._reader.join()
+        # It ends when nobody has standard error any more.
+        self._reader.join(PATIENCE)
+        if self._reader.is_alive():
+            raise AssertionError("a process of the server does not end")
         return code
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
@@ -140,18 +175,24 @@ class ServerProcess:
         self.send(number)
         return self.wait()
 
-    def _end(self, number: signal.Signals) -> int:
-        try:
-            if self.process.poll() is None:
-                self.send(number)
-            return self.wait()
-        finally:
-            if self.process.poll() is None:
-                self.process.kill()
-                self.process.wait()
-            self._reader.join()
-            assert self.process.stderr is not None
-            self.process.stderr.close()
+    def _kill(self) -> None:
+        """End all its processes at once."""
+        group = self.process.pid
+        with suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
+        self.process.wait()
+        # Orphans come to us, see leaks.prepare.
+        while True:
+            try:
+                os.waitpid(-group, 0)
+            except ChildProcessError:
+                break
+        self._reader.join()
+        self._close()
+
+    def _close(self) -> None:
+        assert self.process.stderr is not None
+        self.process.stderr.close()
 
     def _read(self) -> None:
         assert self.process.stderr is not None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import CommandNotFound
@@ -70,6 +69,8 @@ def find_command(name: str) -> Command:
     try:
         return _commands[name]
     except KeyError:
+        from difflib import get_close_matches  # only for those who mistype
+
         near = get_close_matches(name, _commands, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise CommandNotFound(f"this actor has no command {name!r}{hint}") from None

@@ -36,24 +36,11 @@ from ..version import __version__
 from .mailbox import new_framer, receive
 from .message import Note, decode, encode
 from .served import BOOT_FAILED, Served
+from .signals import LED_BY_THE_ARBITER
 
 __all__ = ["ForkServer", "Loaded", "Order", "leave"]
 
 logger = logging.getLogger("pulsar.server")
-
-# Sent to every process of a terminal or a control group: the arbiter leads, the others
-# wait for what it says. Handlers, for what is ignored would be so in programs, too.
-LED_BY_THE_ARBITER = (
-    "SIGINT",
-    "SIGTERM",
-    "SIGQUIT",
-    "SIGHUP",
-    "SIGUSR1",
-    "SIGUSR2",
-    "SIGTTIN",
-    "SIGTTOU",
-    "SIGWINCH",
-)
 
 _READ_SIZE = 64 * 1024
 
@@ -174,6 +161,8 @@ class ForkServer:
 
     def _prepare(self) -> dict[str, Any] | None:
         """Load, here or in a process that is thrown away; the report, None if it failed."""
+        # Nothing is left behind here, and much is made: collecting only costs time.
+        gc.disable()
         if self._preload:
             report = self._try_to_load()
             # What user code has installed would end us.
@@ -195,10 +184,9 @@ class ForkServer:
             )
         if self._preload:
             # Workers share what is there now: a collector that looks at an object
-            # writes into it, and the page is copied.
-            gc.collect()
+            # writes into it, and the page is copied. What an import has left to collect is
+            # little, and looking for it would take as long as forking a worker.
             gc.freeze()
-            gc.disable()
         return report
 
     def _try_to_load(self) -> dict[str, Any]:
@@ -399,7 +387,7 @@ def _report(loaded: Loaded) -> dict[str, Any]:
         "warnings": [
             warning for application in loaded.applications for warning in application.cfg.warnings
         ],
-        "files": _imported_files(),
+        "files": _imported_files() if loaded.settings["reload"][0] else [],
     }
 
 

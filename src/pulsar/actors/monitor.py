@@ -332,6 +332,7 @@ class Monitor(Actor):
         except BootFailed:
             return  # its exit is seen to
         await self._take_back(slot)
+        await self._adopt_the_rest()
         self.arbiter.changed()
 
     def fill(self) -> None:
@@ -473,6 +474,7 @@ class Monitor(Actor):
             slot.waiting = None
         await self._take_back(slot)
         if old is not None:
+            await self._move_adopted(old)
             self.drain(old)
             # So that whoever connects from now on meets the new one.
             await old.until_draining(_DRAIN_PATIENCE)
@@ -653,6 +655,7 @@ class Monitor(Actor):
         if self._datagram and self.listeners.own_of_slot(number):
             await self._release(process, 0)
         await self._adopt_slot(slot)
+        await self._move_adopted(process)
         self.drain(process)
 
     # The sockets of slots without a worker
@@ -661,15 +664,16 @@ class Monitor(Actor):
         if not slot.ready and not self._stopped:
             self.create_task(self._adopt_slot(slot))
 
-    async def _adopt_slot(self, slot: Slot) -> None:
-        """Have another worker listen on the sockets that belong to ``slot``."""
+    async def _adopt_slot(self, slot: Slot, but: Process | None = None) -> None:
+        """Have another worker, ``but`` not that one, listen on the sockets of ``slot``."""
         listening = self.listeners.own_of_slot(slot.number)
         if not listening or slot.adopter is not None or self._stopped:
             return
         load: dict[Process, int] = {}
         for other in self.slots.values():
-            if other is not slot and other.ready and other.current is not None:
-                load[other.current] = 0
+            current = other.current
+            if other is not slot and current is not None and other.ready and current is not but:
+                load[current] = 0
         for other in self.slots.values():
             if other.adopter is not None and other.adopter[0] in load:
                 load[other.adopter[0]] += 1
@@ -685,6 +689,23 @@ class Monitor(Actor):
             {"sockets": described(listening)},
             *(one.sock.fileno() for one in listening),
         )
+
+    async def _adopt_the_rest(self) -> None:
+        """Find somebody for sockets that nobody listens on: there was nobody before."""
+        waiting = [slot for slot in self.slots.values() if slot.waiting is not None]
+        for slot in [*waiting, *self._left.values()]:
+            await self._adopt_slot(slot)
+
+    async def _move_adopted(self, process: Process) -> None:
+        """Let others listen on what ``process``, which is about to end, has adopted."""
+        for slot in [*self.slots.values(), *self._left.values()]:
+            if slot.adopter is not None and slot.adopter[0] is process:
+                number = slot.adopter[1]
+                if self._datagram:
+                    # Two who read from one socket would share out one peer's datagrams.
+                    await self._release(process, number)
+                slot.adopter = None
+                await self._adopt_slot(slot, but=process)
 
     async def _take_back(self, slot: Slot) -> None:
         """The slot has a worker again: nobody else listens on its sockets any more."""

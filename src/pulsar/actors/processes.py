@@ -19,7 +19,7 @@ from ..system import run_delay
 from .mailbox import Mailbox, mailbox_pair
 from .message import Message, Note
 from .restart import describe_exit
-from .worker import DUMP_SIGNAL
+from .signals import DUMP_SIGNAL
 
 if TYPE_CHECKING:
     from .forkserver import Order

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 from ..config import Config
 
 __all__ = [
+    "BAD_USAGE",
     "BOOT_FAILED",
     "NOT_LOADABLE",
     "Listen",
@@ -22,7 +23,9 @@ __all__ = [
     "plain_settings",
 ]
 
-# Exit codes, those of gunicorn.
+# Exit codes: of a command line, an environment or a file that cannot be used; and those
+# of gunicorn.
+BAD_USAGE = 2
 BOOT_FAILED = 3
 NOT_LOADABLE = 4
 

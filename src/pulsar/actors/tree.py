@@ -10,22 +10,26 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ..config import Config
 from ..errors import ImproperlyConfigured
 from ..log import setup_logging
 from ..privileges import drop_privileges, resolve_identity
+from ..system import import_event_loop
 from .actor import ACTOR_HOOKS, Actor, current_actor
 from .forkserver import ForkServer, Loaded
 from .generation import fork_first, inherited, is_fork_server
 from .notify import Notifier
 from .reloader import require_watchfiles
 from .served import ServeAlone, Served, plain_settings
-from .worker import live
 
 if TYPE_CHECKING:
     from .arbiter import Arbiter
+
+# Modules of the library that argparse, logging and sockets import when they need them.
+_IMPORTED_LATE = ("encodings.idna", "linecache", "shutil", "tokenize")
 
 __all__ = ["ServeAlone", "arbiter", "can_fork", "is_fork_server", "run_tree"]
 
@@ -65,11 +69,19 @@ def run_tree(
     def load_without_privileges() -> Loaded:
         if prepare is not None:
             prepare()
+        if owner is not None:
+            # What we, and what we use, import late: later it may be out of reach.
+            for name in _IMPORTED_LATE:
+                import_module(name)
+            import_event_loop(cfg.event_loop)
         drop_privileges(cfg.user, cfg.group)
         setup_logging(cfg.log_level, cfg.log_format, cfg.log_file)
         return load()
 
     def fork_server(control: Any, generation: int = 1, stderr: int | None = None) -> ForkServer:
+        # Only here: the arbiter is no worker.
+        from .worker import live
+
         return ForkServer(
             control,
             load_without_privileges,

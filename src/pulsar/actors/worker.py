@@ -31,14 +31,11 @@ from .hosts import connect_router
 from .mailbox import Mailbox
 from .message import Note, unpack
 from .served import BOOT_FAILED, Listening, Served
+from .signals import DUMP_SIGNAL
 
-__all__ = ["DUMP_SIGNAL", "Worker", "live"]
+__all__ = ["Worker", "live"]
 
 logger = logging.getLogger("pulsar.server")
-
-# Has the stacks of a worker written to its arbiter. A real-time signal where there are
-# any, for nothing else uses them.
-DUMP_SIGNAL: int = signal.SIGRTMAX - 1 if sys.platform == "linux" else signal.SIGUSR2
 
 # Seconds that the last messages may take to be written.
 _LAST_WORDS = 2.0

@@ -25,7 +25,6 @@ import os
 import re
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -338,6 +337,8 @@ def did_you_mean(word: str, words: Iterable[str], *, prefix: str = "") -> str:
 
     *prefix* is put before the answer; what all words share must not count as near.
     """
+    from difflib import get_close_matches  # only for those who mistype
+
     near = get_close_matches(word, list(words), n=1)
     return f"; did you mean {prefix}{near[0]}?" if near else ""
 
