@@ -7,6 +7,7 @@ Leaves: making and ending processes to ``actors``, sockets to ``sockets``.
 
 import asyncio
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from pulsar.errors import ImproperlyConfigured
 
 __all__ = [
     "enable_subreaper",
+    "end_with_parent",
     "import_event_loop",
     "new_event_loop",
     "refuse_mixed_installation",
@@ -23,6 +25,7 @@ __all__ = [
     "set_process_title",
 ]
 
+_PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
 # Files of Apache Pulsar's client, which is also imported as ``pulsar``.
@@ -101,10 +104,23 @@ def run_delay(pid: int) -> float:
     return nanoseconds / 1e9
 
 
+def end_with_parent(yes: bool) -> None:
+    """Have this process killed when its parent ends, or no more. Does nothing off Linux."""
+    if sys.platform == "linux":
+        parent = os.getppid()
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL if yes else 0)
+        if yes and os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)  # it has ended just now
+
+
 def enable_subreaper() -> bool:
     """Become the parent of descendants whose own parent dies; False: not on this system."""
     if sys.platform != "linux":
         return False
+    return _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _prctl(option: int, value: int) -> bool:
     import ctypes
 
-    return bool(ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0)
+    return bool(ctypes.CDLL(None).prctl(option, value, 0, 0, 0) == 0)

@@ -44,6 +44,7 @@ from .processes import BootFailed, Process
 from .reloader import watch_files
 from .router import Router
 from .served import BOOT_FAILED, Listen, Listening, ServeAlone, Served
+from .signals import let_signals_through
 
 __all__ = ["Arbiter", "RootArbiter"]
 
@@ -763,6 +764,7 @@ class Arbiter(Actor):
         assert self.loop is not None
         for name, handler in _SIGNALS.items():
             self.loop.add_signal_handler(getattr(signal, name), handler, self, name)
+        let_signals_through()
 
     def _on_stop_signal(self, name: str) -> None:
         again = self._stopping is not None and self._stopping.is_set()

@@ -31,12 +31,12 @@ from typing import Any, NamedTuple, NoReturn
 
 from ..errors import ImproperlyConfigured
 from ..log import reopen_logs, setup_logging
-from ..system import import_event_loop, set_process_title
+from ..system import end_with_parent, import_event_loop, set_process_title
 from ..version import __version__
 from .mailbox import new_framer, receive
 from .message import Note, decode, encode
 from .served import BOOT_FAILED, Served
-from .signals import LED_BY_THE_ARBITER
+from .signals import LED_BY_THE_ARBITER, let_signals_through
 
 __all__ = ["ForkServer", "Loaded", "Order", "leave"]
 
@@ -156,6 +156,7 @@ class ForkServer:
             number = getattr(signal, name, None)
             if number is not None:
                 signal.signal(number, _nothing)
+        let_signals_through()
 
     # Loading
 
@@ -193,6 +194,8 @@ class ForkServer:
         with _overheard() as heard:
             try:
                 loaded = self._loaded = self._load()
+                # From now on it must outlive the arbiter, to see to its workers.
+                end_with_parent(False)
                 if loaded.applications:
                     cfg = loaded.applications[0].cfg
                     setup_logging(cfg.log_level, cfg.log_format, cfg.log_file)
@@ -321,6 +324,7 @@ class ForkServer:
         if order.application is not None:
             if self._loaded is None:  # --no-preload
                 self._loaded = self._load()
+                end_with_parent(False)
                 cfg = self._loaded.applications[0].cfg
                 setup_logging(cfg.log_level, cfg.log_format, cfg.log_file)
             application = self._loaded.applications[order.application]

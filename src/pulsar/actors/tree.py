@@ -17,13 +17,14 @@ from ..config import Config
 from ..errors import ImproperlyConfigured
 from ..log import setup_logging
 from ..privileges import drop_privileges, resolve_identity
-from ..system import import_event_loop
+from ..system import end_with_parent, import_event_loop
 from .actor import ACTOR_HOOKS, Actor, current_actor
 from .forkserver import ForkServer, Loaded
 from .generation import fork_first, inherited, is_fork_server
 from .notify import Notifier
 from .reloader import require_watchfiles
 from .served import ServeAlone, Served, plain_settings
+from .signals import hold_signals, let_signals_through
 
 if TYPE_CHECKING:
     from .arbiter import Arbiter
@@ -75,6 +76,9 @@ def run_tree(
                 import_module(name)
             import_event_loop(cfg.event_loop)
         drop_privileges(cfg.user, cfg.group)
+        # Who is importing hears nothing of the arbiter's end. After the drop, which
+        # takes it back.
+        end_with_parent(True)
         setup_logging(cfg.log_level, cfg.log_format, cfg.log_file)
         return load()
 
@@ -106,15 +110,20 @@ def run_tree(
             f"the script has started threads ({', '.join(others)}), which do not exist in the "
             "workers: start them in on_worker_start"
         )
-    sock, pid = fork_first(lambda control: fork_server(control).run())
-    # Only now: while we import it, the fork server loads the application, and no worker has
-    # it in memory.
-    from .arbiter import Arbiter
+    # Until the arbiter has its handlers; the fork server lets them through at once.
+    hold_signals()
+    try:
+        sock, pid = fork_first(lambda control: fork_server(control).run())
+        # Only now: while we import it, the fork server loads the application, and no worker has
+        # it in memory.
+        from .arbiter import Arbiter
 
-    if root is None:
-        root = Arbiter(applications, cfg=cfg, title=title, notifier=notifier)
-    leads(root)
-    return root.lead(sock, pid)
+        if root is None:
+            root = Arbiter(applications, cfg=cfg, title=title, notifier=notifier)
+        leads(root)
+        return root.lead(sock, pid)
+    finally:
+        let_signals_through()
 
 
 def arbiter(cfg: Config | None = None, **params: Any) -> Actor:
