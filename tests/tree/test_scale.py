@@ -136,9 +136,10 @@ def test_web_concurrency(tmp_path: Path, arguments: tuple[object, ...], workers:
         tree.until_ready(workers)
 
 
-def test_connections_are_spread(tmp_path: Path) -> None:
-    with serve(tmp_path, "--workers", 4) as tree, ExitStack() as stack:
-        clients = [stack.enter_context(tree.client()) for _ in range(100)]
-        answers = [client.ask("who()")[1] for client in clients]
-        counts = [answers.count(slot) for slot in range(4)]
-        assert max(counts) <= 1.5 * 25, counts
+@pytest.mark.parametrize("reuse_port", ["--no-reuse-port", "--reuse-port"])
+def test_a_burst_of_connections_is_spread(tmp_path: Path, reuse_port: str) -> None:
+    with serve(tmp_path, "--workers", 4, reuse_port) as tree, ExitStack() as stack:
+        clients = [stack.enter_context(tree.client()) for _ in range(200)]
+        slots = [client.ask("who()")[1] for client in clients]
+        counts = [slots.count(slot) for slot in range(4)]
+        assert max(counts) <= 1.5 * 200 / 4, counts

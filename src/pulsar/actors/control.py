@@ -267,6 +267,10 @@ class Peer(NamedTuple):
 # The server's end
 
 
+# Turns of the loop that it takes to make a session of what was accepted.
+_ACCEPTED = 5
+
+
 class ControlServer:
     """Lets its owner control ``controlled`` while the running loop serves.
 
@@ -322,6 +326,11 @@ class ControlServer:
         if self._server is None or self._listener is None:
             return
         server, self._server, self.address = self._server, None, ""
+        # Not by server.close(), behind which what it has accepted cannot get a transport.
+        for sock in server.sockets:
+            asyncio.get_running_loop().remove_reader(sock.fileno())
+        for _ in range(_ACCEPTED):
+            await asyncio.sleep(0)
         server.close()
         self._listener.close()
         ending = [*self._sessions, *self._work]
