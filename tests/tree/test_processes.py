@@ -226,3 +226,68 @@ def test_each_event_loop(tmp_path: Path) -> None:
 def test_log_levels(tmp_path: Path) -> None:
     with serve(tmp_path, "--log-level", "debug", listens=1) as tree:
         assert tree.ask("__import__('logging').getLogger('pulsar').level") == logging.DEBUG
+
+
+# An application without sockets, whose own methods are called in a script.
+PLAIN = """
+import os, sys, threading
+from pulsar import Application, get_actor
+
+def note(text):
+    with open("notes", "a") as notes:
+        notes.write(f"{text} {os.getpid()}\\n")
+
+class Plain(Application):
+    async def monitor_start(self, monitor):
+        note(f"monitor_start {monitor.name} {get_actor() is monitor}")
+        if "fail" in sys.argv:
+            raise RuntimeError("it cannot start")
+
+    async def monitor_stop(self, monitor):
+        note(f"monitor_stop {monitor.name}")
+
+    async def worker_start(self, worker, exc=None):
+        note(f"worker_start {worker.slot} {get_actor() is worker}")
+
+    async def worker_stop(self, worker, timeout):
+        note(f"worker_stop {worker.slot}")
+
+def started(app, exc=None):
+    note("start")
+    if "stop" in sys.argv:
+        threading.Thread(target=app.stop).start()
+
+if __name__ == "__main__":
+    plain = Plain(name="plain", load_config=False, workers=2)
+    plain.bind_event("start", started)
+    plain.bind_event("stop", lambda app, exc=None: note("stop"))
+    plain.start()
+"""
+
+
+def test_an_application_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "plain.py").write_text(PLAIN)
+    with Tree("plain.py", "stop", cwd=tmp_path, listens=0) as tree:
+        assert tree.wait() == 0
+        assert "plain is running" in tree.stderr
+        found = notes(tmp_path)
+        here = [text for text, pid in found if pid == tree.pid]
+        assert here == ["monitor_start plain True", "start", "monitor_stop plain", "stop"]
+        there = sorted(text for text, pid in found if pid != tree.pid)
+        assert there == [
+            "worker_start 0 True",
+            "worker_start 1 True",
+            "worker_stop 0",
+            "worker_stop 1",
+        ]
+        # Those who work end before the one who leads.
+        texts = [text for text, _ in found]
+        assert texts.index("monitor_stop plain") > max(map(texts.index, there))
+
+
+def test_an_application_that_cannot_start(tmp_path: Path) -> None:
+    (tmp_path / "plain.py").write_text(PLAIN)
+    code, said = run_to_end("plain.py", "fail", cwd=tmp_path)
+    assert code == 3
+    assert said.count("RuntimeError: it cannot start") == 1
+    assert not [text for text, _ in notes(tmp_path) if text.startswith("worker")]

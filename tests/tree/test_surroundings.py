@@ -9,7 +9,6 @@ import ssl
 import stat
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,15 +35,6 @@ from tests.support.tree import (
 NOBODY = 65534
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-
-
-@pytest.fixture
-def open_path() -> Iterator[Path]:
-    """A directory that everybody may read; ``tmp_path`` lies in one of root's own."""
-    with tempfile.TemporaryDirectory() as name:
-        path = Path(name)
-        path.chmod(0o755)
-        yield path
 
 
 # Users

@@ -546,7 +546,7 @@ class Arbiter(Actor):
             while not self.stopping and not self.generation.alive:
                 try:
                     self.generation = await self._load_next()
-                except ReloadFailed as exc:
+                except (ReloadFailed, OSError) as exc:
                     logger.error(
                         "there is no fork server, and none can be started, so no worker can: %s",
                         exc,
@@ -573,7 +573,7 @@ class Arbiter(Actor):
             self._notifier.reloading()
             try:
                 await self._reload(progress)
-            except (BootFailed, ImproperlyConfigured) as exc:
+            except (BootFailed, ImproperlyConfigured, OSError) as exc:
                 self._log_failed_reload(exc)
                 raise ReloadFailed(str(exc)) from exc
             except ReloadFailed as exc:

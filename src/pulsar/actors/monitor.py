@@ -291,14 +291,16 @@ class Monitor(Actor):
                 table=-1 if self._table is None else self._table.descriptor,
             )
         except (ImproperlyConfigured, OSError) as exc:
+            self._free(cell)
             # No descriptors, most likely.
-            raise BootFailed(f"a worker cannot be forked: {exc}") from exc
+            why = exc.strerror if isinstance(exc, OSError) else exc
+            raise BootFailed(f"a worker cannot be forked: {why}") from exc
         if self._table is not None and cell:
             process.exited.add_done_callback(lambda _: self._free(cell))
         return process
 
     def _free(self, cell: int) -> None:
-        if self._table is not None:
+        if self._table is not None and cell:
             self._table.free(cell)
 
     def _start(self, slot: Slot) -> None:
@@ -311,10 +313,9 @@ class Monitor(Actor):
             return  # see fill
         hold = self._datagram and slot.adopter is not None
         try:
-            process = self._fork(slot, generation, hold=hold, binds=None)
-        except (ImproperlyConfigured, OSError) as exc:
-            # No descriptors, most likely.
-            logger.error("a worker of %s cannot be started: %s", self.name, exc)
+            process = self._fork(slot, generation, hold=hold)
+        except BootFailed as exc:
+            logger.error("%s: worker %d: %s", self.name, slot.number, exc)
             slot.waiting = self._later(_RETRY_FIRST, lambda: self._start(slot))
             return
         slot.current = process
