@@ -103,7 +103,7 @@ def _serve_in_tree(target: str, arguments: list[str], cfg: Config) -> None:
 
     def prepare() -> None:
         # While everything can be read.
-        from . import target as _  # noqa: F401
+        from .target import find_application as _  # noqa: F401
 
         if cfg.cert_file is not None:
             from .apps.socket import SocketServer

@@ -519,7 +519,8 @@ def interpreter(version: str) -> str | None:
         *home.glob(f".local/share/uv/python/cpython-{version}.*/bin/{name}"),
         *Path("/opt").glob(f"python/{version}*/bin/{name}"),
     ]
-    probe = f"import sys; assert '%d.%d' % sys.version_info[:2] == '{version}'"
+    # What pulsar needs must be there, too: a bare interpreter proves nothing.
+    probe = f"import sys, msgspec; assert '%d.%d' % sys.version_info[:2] == '{version}'"
     for python in filter(None, found):
         # A shim on the PATH may have nothing behind it.
         if subprocess.run([python, "-c", probe], capture_output=True, check=False).returncode == 0:

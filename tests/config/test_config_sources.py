@@ -136,8 +136,8 @@ def test_orders_are_flags_without_a_twin(refuse):
         (
             ["--kind", "consumr"],
             (
-                "argument --kind: cannot be 'consumr': choose auto, consumer, protocol, datagram "
-                "or stream; did you mean consumer?"
+                "argument --kind: cannot be 'consumr': choose auto, consumer, protocol, datagram, "
+                "stream or wsgi; did you mean consumer?"
             ),
         ),
         (["--keep-alive"], "argument --keep-alive: expected one argument"),

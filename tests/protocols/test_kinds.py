@@ -244,9 +244,7 @@ def makes_a_class() -> Any:
     return Stream
 
 
-WSGI = (
-    "a function of two arguments looks like a WSGI application, which this version does not serve"
-)
+WSGI = "a function of two arguments looks like a WSGI application, which is served by WSGIServer"
 ASGI = (
     "a coroutine function of three arguments looks like an ASGI application, "
     "which uvicorn, hypercorn or granian serve"

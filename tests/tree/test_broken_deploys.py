@@ -143,10 +143,10 @@ def test_workers_that_cannot_start(tmp_path: Path) -> None:
 
 
 def test_workers_that_never_become_ready(tmp_path: Path) -> None:
-    with shop(tmp_path, "--boot-timeout", 2) as tree:
+    with shop(tmp_path, "--boot-timeout", 4) as tree:
         workers = tree.workers()
         deploy_server(tmp_path, 2, hook="sleep_for_ever()")
-        assert "it has taken longer than 2 s to start (boot_timeout)" in refused(tree)
+        assert "it has taken longer than 4 s to start (boot_timeout)" in refused(tree)
         assert tree.workers() == workers
         tree.wait_for("in sleep_for_ever")
         assert tree.stop() == 0

@@ -247,7 +247,7 @@ def test_new_settings_are_taken(tmp_path: Path) -> None:
                 bind=[fixed],
                 workers=3,
                 pidfile="other",
-                keep_alive=0.2,
+                keep_alive=1,
                 log_level="debug",
                 graceful_timeout=7,
             )
@@ -257,7 +257,7 @@ def test_new_settings_are_taken(tmp_path: Path) -> None:
             tree.until_ready(3, generation=2)
         config = tree.control("config")["app:App"]
         assert config["workers"] == [3, "file pulsar.toml"]
-        assert config["keep_alive"][0] == 0.2
+        assert config["keep_alive"][0] == 1
         assert tree.ask(LEVEL) == 10
         assert (tmp_path / "pid").exists()
         with tree.client() as idle:

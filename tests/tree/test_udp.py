@@ -61,12 +61,11 @@ def test_a_peer_stays_with_its_slot_and_a_reload_loses_nothing(tmp_path: Path) -
         deploy(tmp_path, 2)
         tree.send(signal.SIGHUP)
         # One at a time from each of them, all the while.
-        answered = 0
-        while tree.status().generation == 1:
+        generation = 1
+        while generation == 1:
+            generation = tree.status().generation
             for client, slot in zip(clients, slots, strict=True):
                 assert client.ask("who()[1]") == slot
-                answered += 1
-        assert answered
         tree.until_ready(3, generation=2)
         assert [client.ask("who()")[:2] for client in clients] == [(2, slot) for slot in slots]
         assert tree.stop() == 0

@@ -315,7 +315,7 @@ class Monitor(Actor):
         try:
             process = self._fork(slot, generation, hold=hold)
         except BootFailed as exc:
-            logger.error("%s: worker %d: %s", self.name, slot.number, exc)
+            logger.error("%s: %s", self.name, exc)
             slot.waiting = self._later(_RETRY_FIRST, lambda: self._start(slot))
             return
         slot.current = process
