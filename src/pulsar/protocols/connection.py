@@ -518,6 +518,19 @@ class Connection(FlowControl, Protocol):
         if not self._closing:
             self._continue()
 
+    def cork(self) -> None:
+        """Join what is written until ``uncork``; for who writes outside ``data_received``."""
+        if self._out is None:
+            self._out = [] if self._paused else NOTHING
+
+    def uncork(self) -> None:
+        """Write what was written since ``cork``, and end the request if it has finished."""
+        self._flush()
+        self._out = None
+        consumer = self._consumer
+        if consumer is not None and consumer._state == FINISHING:
+            self.finish_consumer(consumer)
+
     def _pieces(self) -> int:
         """How many pieces were written in this data_received and not flushed."""
         out = self._out
@@ -769,7 +782,7 @@ class Connection(FlowControl, Protocol):
                     consumer.check_deadlines(now, silent, stall_timeout)
                 except Exception as exc:
                     self._fail(consumer, exc)
-                if self._closing:
+                if self.closing:
                     return
             if self._eof:
                 # Half a request, or an answer that is made where we do not see it.

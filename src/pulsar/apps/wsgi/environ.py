@@ -1,84 +1,24 @@
-"""The environment of an application (PEP 3333), and what it reads its input from.
+"""The environment of an application (PEP 3333).
 
-Owns: what in it is constant for a server and for a connection, ``EmptyInput``,
-``new_input``, ``test_wsgi_environ``.
-Leaves: what comes from a request's head to ``wire.http11``.
+Owns: what in it is constant for a server and for a connection; ``test_wsgi_environ``.
+Leaves: what comes from a request's head to ``wire.http11``, its input to ``body``.
 """
 
 from __future__ import annotations
 
 import io
 import sys
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import IO, Any
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from ...version import __version__
 from ...wire.http11 import Limits, MessageRefused, RequestHeads, RequestParser, render_request
+from .body import NO_INPUT
+from .files import FileWrapper
 
-__all__ = [
-    "NO_INPUT",
-    "SERVER_SOFTWARE",
-    "EmptyInput",
-    "FileWrapper",
-    "connection_environ",
-    "constant_environ",
-    "new_input",
-    "test_wsgi_environ",
-]
+__all__ = ["SERVER_SOFTWARE", "connection_environ", "constant_environ", "test_wsgi_environ"]
 
 SERVER_SOFTWARE = f"pulsar/{__version__}"
-
-# A body up to so many bytes is kept in memory, a longer one in a temporary file.
-_IN_MEMORY = 256 * 1024
-
-
-class EmptyInput:
-    """The input of a request without a body; one for all of them."""
-
-    __slots__ = ()
-
-    def read(self, size: int | None = -1) -> bytes:
-        """Nothing."""
-        return b""
-
-    readline = read
-
-    def readlines(self, hint: int | None = -1) -> list[bytes]:
-        """Nothing."""
-        return []
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(())
-
-    def close(self) -> None:
-        """There is nothing to close."""
-
-
-NO_INPUT = EmptyInput()
-
-
-def new_input() -> IO[bytes]:
-    """Where a body is kept until it is complete."""
-    return tempfile.SpooledTemporaryFile(_IN_MEMORY)
-
-
-class FileWrapper:
-    """``wsgi.file_wrapper``: an iterable of the blocks of a file.
-
-    :param filelike: has ``read(size)``, and perhaps ``close()``
-    :param blksize: of a block, in bytes
-    """
-
-    def __init__(self, filelike: Any, blksize: int = 64 * 1024) -> None:
-        self.filelike = filelike
-        self.blksize = blksize
-        if hasattr(filelike, "close"):
-            self.close: Callable[[], None] = filelike.close
-
-    def __iter__(self) -> Iterator[bytes]:
-        while block := self.filelike.read(self.blksize):
-            yield block
 
 
 def constant_environ(
@@ -87,6 +27,7 @@ def constant_environ(
     """What is the same for all requests of a server."""
     return {
         "wsgi.version": (1, 0),
+        "wsgi.input": NO_INPUT,
         "wsgi.errors": sys.stderr,
         "wsgi.multithread": multithread,
         "wsgi.multiprocess": multiprocess,
@@ -166,8 +107,13 @@ def test_wsgi_environ(
     environ = request.environ.copy()
     environ.update(connection_environ(("127.0.0.1", 8060), ("127.0.0.1", 49152), secure=secure))
     environ["wsgi.input"] = io.BytesIO(parser.read())
+    environ["wsgi.early_hints"] = _ignore
     environ.update(extra or {})
     return environ
+
+
+def _ignore(headers: object) -> None:
+    """There is no client to give hints to."""
 
 
 # pytest would collect it wherever it is imported.

@@ -2,21 +2,21 @@
 
 Owns: ``Plan``, what ``start_response`` makes of a status and headers; ``Heads``, which
 keeps them, and the lines that a server adds.
-Leaves: the bytes of a line to ``wire.http11``, the body to ``response``.
+Leaves: the grammar of a line to ``wire.http11``, the body to ``response``.
 """
 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Sequence
 from email.utils import formatdate
+from time import monotonic, time
 
 from ...errors import InvalidMessage
 from ...wire.http11 import field_line, has_framing_fields
 from ...wire.http11_start import status_line
 
-__all__ = ["HOP_HEADERS", "Heads", "Plan"]
+__all__ = ["CLOSE", "HOP_HEADERS", "KEEP_ALIVE", "Heads", "Plan", "length_line"]
 
 logger = logging.getLogger("pulsar.wsgi")
 
@@ -30,13 +30,29 @@ HOP_HEADERS = frozenset(
         "proxy-connection",
         "te",
         "trailer",
+        "trailers",
         "transfer-encoding",
         "upgrade",
     }
 )
 
-# Full, the cache is emptied: what is in use comes back at once.
+CLOSE = b"Connection: close\r\n"
+KEEP_ALIVE = b"Connection: keep-alive\r\n"
+
+# What a header is to us.
+_PLAIN, _LENGTH, _HOP, _DATE, _SERVER = range(5)
+_OURS = {
+    "content-length": _LENGTH,
+    "date": _DATE,
+    "server": _SERVER,
+    **dict.fromkeys(HOP_HEADERS, _HOP),
+}
+
+# Full, a cache is emptied: what is in use comes back at once. A head that is longer, in
+# bytes, is not kept: it is likely to have something in it that no other has.
 _CACHED = 512
+_CACHED_LENGTH = 2048
+_roles: dict[str, int] = {}
 
 _warned: set[str] = set()
 
@@ -44,38 +60,61 @@ _warned: set[str] = set()
 class Plan:
     """A status and headers, ready to be sent."""
 
-    __slots__ = ("code", "dated", "head", "length", "named")
+    __slots__ = ("bodied", "code", "dated", "head", "length", "named", "own", "size", "whole")
 
     def __init__(self, status: str, headers: Sequence[tuple[str, str]]) -> None:
         """Raises ``InvalidMessage`` for what cannot be sent."""
+        if not isinstance(status, str):
+            raise InvalidMessage(f"a status is a str, not {status!r}")
         lines = [status_line(status)]
-        self.code = int(status[:3])
+        #: From 200 to 599: what informs is not sent by ``start_response``.
+        self.code = code = int(status[:3])
+        if not 200 <= code <= 599:
+            raise InvalidMessage(f"{status!r} cannot end a request: its code is from 200 to 599")
+        #: A response to GET has a body, if an empty one (RFC 9110 section 6.4.1).
+        self.bodied = code not in {204, 304}
         #: The length that the application has announced, in bytes; None: it has not.
         self.length: int | None = None
         #: It says itself when it was made.
         self.dated = False
         #: It says itself what has made it.
         self.named = False
-        framed = has_framing_fields(self.code)
         for name, value in headers:
             line = field_line(name, value)
-            lowered = name.lower()
-            if lowered == "content-length":
-                if self.length is not None or not (value.isascii() and value.isdigit()):
-                    raise InvalidMessage(f"Content-Length cannot be {value!r}")
-                self.length = int(value)
-                if not framed:
+            role = _roles.get(name)
+            if role is None:
+                role = _role(name)
+            if role:
+                if role == _HOP:
+                    _warn_once(name)
                     continue
-            elif lowered in HOP_HEADERS:
-                _warn_once(name)
-                continue
-            elif lowered == "date":
-                self.dated = True
-            elif lowered == "server":
-                self.named = True
+                if role == _LENGTH:
+                    self._announce(value)
+                    if not has_framing_fields(code):
+                        continue
+                elif role == _DATE:
+                    self.dated = True
+                else:
+                    self.named = True
             lines.append(line)
         #: The status line and the header lines.
         self.head = b"".join(lines)
+        # The whole head for a body of ``size`` bytes, made with ``own``: see Heads.whole.
+        self.whole = self.own = b""
+        self.size = -1
+
+    def _announce(self, value: str) -> None:
+        if self.length is not None or not (value.isascii() and value.isdigit()):
+            raise InvalidMessage(f"Content-Length cannot be {value!r}, or be given twice")
+        self.length = int(value)
+
+
+def _role(name: str) -> int:
+    role = _OURS.get(name.lower(), _PLAIN)
+    if len(_roles) >= _CACHED:
+        _roles.clear()
+    _roles[name] = role
+    return role
 
 
 def _warn_once(name: str) -> None:
@@ -88,37 +127,77 @@ def _warn_once(name: str) -> None:
         )
 
 
+def length_line(size: int) -> bytes:
+    """``Content-Length`` for a body of ``size`` bytes."""
+    return b"Content-Length: %d\r\n" % size
+
+
 class Heads:
-    """The plans of one server, and the lines that it adds to each of them."""
+    """The plans of one server, and the lines that it adds to each of them.
+
+    :param server: for the field ``Server``; None: there is none
+    """
+
+    __slots__ = ("_date", "_plans", "_server", "own", "until")
 
     def __init__(self, server: str | None) -> None:
         self._plans: dict[tuple[object, ...], Plan] = {}
         self._server = field_line("Server", server) if server is not None else b""
-        self._second = -1
-        self._date = self._both = b""
+        self._date = b""
+        #: ``Date`` and ``Server``; another object for each second.
+        self.own = b""
+        #: When ``own`` is out of date, by the monotonic clock.
+        self.until = 0.0
 
     def plan(self, status: str, headers: Sequence[tuple[str, str]]) -> Plan:
         """The plan for a status and headers. Raises ``InvalidMessage``."""
+        if type(headers) is not list and not isinstance(headers, list | tuple):
+            raise InvalidMessage(f"headers are a list of pairs, not {type(headers).__name__}")
         key = (status, *headers)
         try:
             plan = self._plans.get(key)
-        except TypeError:  # something is a list
-            key = (status, *[(name, value) for name, value in headers])
-            plan = self._plans.get(key)
+        except TypeError:  # a pair is a list; what else cannot be hashed is refused
+            try:
+                headers = [(name, value) for name, value in headers]
+            except (TypeError, ValueError):
+                raise InvalidMessage("headers are pairs of a name and a value, both str") from None
+            return Plan(status, headers)
         if plan is None:
-            plan = Plan(status, headers)
-            if len(self._plans) >= _CACHED:
-                self._plans.clear()
-            self._plans[key] = plan
+            try:
+                plan = Plan(status, headers)
+            except (TypeError, ValueError) as exc:
+                if isinstance(exc, InvalidMessage):
+                    raise
+                raise InvalidMessage("headers are pairs of a name and a value, both str") from exc
+            if len(plan.head) <= _CACHED_LENGTH:
+                if len(self._plans) >= _CACHED:
+                    self._plans.clear()
+                self._plans[key] = plan
         return plan
 
+    def tick(self) -> None:
+        """Another second has begun: ``Date`` (RFC 9110 section 6.6.1) and ``Server``."""
+        now = time()
+        second = int(now)
+        self.until = monotonic() + second + 1 - now
+        self._date = f"Date: {formatdate(second, usegmt=True)}\r\n".encode()
+        self.own = self._date + self._server
+
     def own_lines(self, plan: Plan) -> bytes:
-        """``Date`` (RFC 9110 section 6.6.1) and ``Server``."""
-        second = int(time.time())
-        if second != self._second:
-            self._second = second
-            self._date = f"Date: {formatdate(second, usegmt=True)}\r\n".encode()
-            self._both = self._date + self._server
+        """What we add to ``plan``: ``Date`` and ``Server``, unless it has them."""
+        if monotonic() >= self.until:
+            self.tick()
         if plan.dated or plan.named:
             return (b"" if plan.dated else self._date) + (b"" if plan.named else self._server)
-        return self._both
+        return self.own
+
+    def whole(self, plan: Plan, size: int) -> bytes:
+        """The whole head for a body of ``size`` bytes, to a client that gets nothing special."""
+        lines = [plan.head, self.own_lines(plan)]
+        if plan.length is None:
+            lines.append(length_line(size))
+        lines.append(b"\r\n")
+        plan.own = self.own
+        plan.size = size
+        plan.whole = whole = b"".join(lines)
+        return whole

@@ -1,30 +1,37 @@
 """One request and its response: between the bytes of a connection and an application.
 
 Owns: ``HttpServerResponse``: reading the request, calling the application as PEP 3333
-wants it, sending what it returns, errors.
-Leaves: the grammar to ``wire.http11``, heads to ``head``, environments to ``environ``,
-settings and threads to ``Site``.
+wants it, the order and the framing of what is sent, errors.
+Leaves: the grammar to ``wire.http11``, heads to ``head``, bodies of requests to ``body``,
+what takes longer than a call to ``delivery`` and ``threads``, the rest to ``Site``.
 
 Theory of operation. ``data_received`` finds the head of a request, and its body, if it
 has one, is kept until it is complete. Then the application is called. What most of
 them return, a list with one piece of bytes, is written at once, head and body. An
-iterable is sent piece by piece for as long as the client reads; when it does not, or
-when the application returns something to await, a task goes on from there.
+iterable is sent piece by piece for as long as the client reads and others can wait;
+then a task goes on from there. With threads, a call has one of them to itself, and hands
+what it sends to the loop.
 """
 
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import socket
+import struct
+import sys
+from collections.abc import Callable, Sequence
+from time import monotonic
 from typing import IO, TYPE_CHECKING, Any
 
-from ...errors import PulsarException
+from ...errors import ConnectionClosed, PulsarException
+from ...net import format_address
 from ...protocols.consumer import ProtocolConsumer
+from ...protocols.flow import LOST, WRITTEN
 from ...wire.http11 import (
     CHUNKED,
     CONTINUE,
+    UNTIL_CLOSE,
     IncompleteMessage,
     MessageRefused,
     Request,
@@ -32,25 +39,39 @@ from ...wire.http11 import (
     answer_framing,
     has_body,
     last_chunk,
+    options,
     render_chunk,
+    render_response,
 )
-from .environ import NO_INPUT, EmptyInput, connection_environ, new_input
-from .head import Plan
+from .body import Body
+from .delivery import close_iterable, deliver
+from .environ import connection_environ
+from .head import CLOSE, KEEP_ALIVE, Plan, length_line
 from .site import Site
+from .threads import ThreadCall
 
 if TYPE_CHECKING:
     from ...config import Config
-    from ...protocols.connection import Connection
+    from ...protocols.connection import Connection, ConsumerFactory
 
 __all__ = ["HttpServerResponse"]
 
 logger = logging.getLogger("pulsar.wsgi")
 
-_END = object()
-
-# Seconds for which a client that was refused may go on sending before we hang up: what
-# it has sent and we have not read would take our answer away from it.
+# Seconds for which a client that we hang up on may go on sending: what it has sent and
+# we have not read would take our answer away from it.
 _LINGER = 2.0
+
+# Above this many bytes a body is not joined to its head, which would copy it ...
+_JOINED = 16 * 1024
+# ... where the loop can write both at once. In these versions of asyncio writelines never
+# tells its protocol to pause (CVE-2024-12254).
+_VERSION = sys.version_info[:3]
+_GATHERS = not ((3, 12, 0) <= _VERSION <= (3, 12, 8) or (3, 13, 0) <= _VERSION <= (3, 13, 1))
+
+# Close with a reset: the only way to tell that a body which ends with its connection is
+# not whole.
+_RESET = struct.pack("ii", 1, 0)
 
 _REASONS = {
     400: "Bad Request",
@@ -76,20 +97,36 @@ class HttpServerResponse(ProtocolConsumer):
     # Classes made by ``bound`` have what their constructor would get.
     site: Site
 
-    # Set when it is needed: one of these objects is made for each request.
+    # One of these objects is made for each request: what is not set is found here.
     _parser: RequestParser | None = None
-    _input: IO[bytes] | EmptyInput = NO_INPUT
+    # When the head has to be complete, by the monotonic clock; None: it is.
+    _deadline: float | None = None
+    _body: Body | None = None
+    _input: IO[bytes] | None = None
     _plan: Plan | None = None
+    # How the body is sent: see answer_framing; and what of its length is left.
     _framing = 0
     _left = 0
     _keep_alive = False
-    _result: Any = None
-    _sent = False
+    # There is more behind this request.
+    _more = False
     _refused = False
-    _expects = False
+
+    #: The thread that calls the application, as long as it does.
+    call: ThreadCall | None = None
+
+    #: What the application has returned, as long as it has to be closed.
+    iterable: Any = None
 
     #: The response line and the headers, as they were sent; None before.
     headers_sent: bytes | None = None
+
+    # For the access log: the status, the bytes of the body that were sent, without the
+    # chunks' own lines, when the request has begun, and its environment.
+    status = 0
+    body_sent = 0
+    began = 0.0
+    environ: dict[str, Any] | None = None
 
     def __init__(
         self,
@@ -99,7 +136,7 @@ class HttpServerResponse(ProtocolConsumer):
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(loop)
-        self.site = Site(wsgi_callable, cfg, server_software)
+        self.site = Site.of(wsgi_callable, cfg, server_software)
 
     @classmethod
     def bound(cls, site: Site) -> type[HttpServerResponse]:
@@ -115,18 +152,35 @@ class HttpServerResponse(ProtocolConsumer):
 
     def data_received(self, data: bytes) -> bytes | None:
         """Read the request; when it is complete, have it answered."""
-        parser = self._parser
-        if parser is None:
-            request = self.site.heads.find(data)
-            if request is not None:
-                size = request.size
-                if not request.body:
-                    self._serve(request, NO_INPUT)
-                    return data[size:] if size < len(data) and self._keep_alive else None
-                data = data[size:]
-            parser = self._parser = RequestParser(self.site.heads, request)
+        if self._parser is not None:
+            return self._read_on(self._parser, data)
+        request = self.site.heads.find(data)
+        if request is None:
+            return self._read_on(RequestParser(self.site.heads), data)
+        end = request.size
+        length = request.body
+        if length:
+            begin = end
+            end += length
+            if length < 0 or end > len(data):
+                return self._read_on(RequestParser(self.site.heads, request), data[begin:])
+            body = self._body = Body()
+            body.add(data[begin:end])
+        if end == len(data):
+            self._serve(request)
+            return None
+        self._more = True
+        self._serve(request)
+        return data[end:] if self._keep_alive else None
+
+    def _read_on(self, parser: RequestParser, data: bytes) -> bytes | None:
+        """Go on with a request that does not come in one piece, or needs a closer look."""
         if self._refused:
-            return None  # see _refuse
+            return None  # and the connection is closing
+        if self._parser is None:
+            self._parser = parser
+            self.began = monotonic()
+            self._deadline = self.began + self.site.head_timeout
         try:
             rest = parser.feed(data)
         except MessageRefused as exc:
@@ -135,165 +189,118 @@ class HttpServerResponse(ProtocolConsumer):
         request = parser.request
         if request is None:
             return None
-        if not parser.complete:
-            self._wait_for_the_body(parser, request)
+        body = self._body
+        if body is None:
+            body = self._body = Body()
+        try:
+            body.add(parser.read())
+        except OSError as exc:
+            logger.error("the body of a request cannot be kept: %s", exc)
+            self._refuse(500, "The body cannot be kept.")
             return None
-        body = parser.read()
-        if self._input is NO_INPUT:
-            if body:
-                self._input = new_input()
-                self._input.write(body)
-                self._input.seek(0)
-        else:
-            self._input.write(body)  # type: ignore[union-attr]
-            self._input.seek(0)  # type: ignore[union-attr]
-        self._serve(request, self._input)
-        return rest if rest and self._keep_alive else None
-
-    def _wait_for_the_body(self, parser: RequestParser, request: Request) -> None:
-        body = parser.read()
-        if request.expect_continue and not self._expects:
-            self._expects = True
-            if not body:
+        if parser.complete:
+            self._more = bool(rest)
+            self._serve(request)
+            return rest if rest and self._keep_alive else None
+        if self._deadline is not None:
+            self._deadline = None
+            if request.expect_continue and not body.size:
                 self._put(CONTINUE)
-        if body:
-            if self._input is NO_INPUT:
-                self._input = new_input()
-            self._input.write(body)  # type: ignore[union-attr]
+        return None
+
+    def check_deadlines(self, now: float, silent: float, stall_timeout: float | None) -> None:
+        """Refuse a request that takes too long to arrive."""
+        parser = self._parser
+        if parser is None or parser.complete:
+            return
+        if self._deadline is None:
+            if stall_timeout and silent >= stall_timeout:
+                self._refuse(408, "The body of the request has stopped coming.")
+        elif monotonic() >= self._deadline:
+            if parser.started:
+                self._refuse(408, "The head of the request has taken too long.")
+            else:
+                self.connection.close()  # type: ignore[union-attr]
 
     def eof_received(self) -> None:
         """The client has ended its side; in the middle of a request that is an error."""
         parser = self._parser
-        if parser is not None and not parser.complete and not self._refused:
-            try:
-                parser.eof()
-            except (IncompleteMessage, MessageRefused) as exc:
-                self._refuse(400, str(exc))
+        if parser is None or parser.complete or self._refused:
+            return
+        if not parser.started:  # but for an empty line
+            self.connection.close()  # type: ignore[union-attr]
+            return
+        try:
+            parser.eof()
+        except (IncompleteMessage, MessageRefused):
+            self._refuse(400, "The request is not complete.")
+
+    def goodbye(self) -> bool:
+        """The server stops. The answer says so, unless its head has been sent."""
+        if self.headers_sent is None or not self._keep_alive:
+            return False
+        # The client may send one more request: that is told.
+        self.site.stopping = True
+        return True
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """The client has gone: the application is told by the end of its iterable."""
-        self._close_all()
+        """The client has gone: stop the application's iterable, and close it."""
+        if self.call is not None:
+            self.call.lose()  # what a thread uses, it closes
+        else:
+            self.close_all()
+        if self._body is not None:
+            self._body.close()
         self.finished(exc=exc)
 
     # Calling the application
 
-    def _serve(self, request: Request, body: IO[bytes] | EmptyInput) -> None:
+    def _serve(self, request: Request) -> None:
         connection = self.connection
-        assert connection is not None
         site = self.site
-        environ = request.environ.copy()
-        environ.update(connection.extra or _of_connection(connection))
-        environ["wsgi.input"] = body
         self.request = request
-        self._keep_alive = request.keep_alive and not connection.ending
-        if site.root_path:
-            site.mount(environ)
-        if site.pool is not None:
-            self.create_task(self._serve_in_thread(environ))
+        self._keep_alive = request.keep_alive
+        environ = request.environ.copy()
+        environ.update(connection.extra or _of_connection(connection))  # type: ignore[union-attr,arg-type]
+        environ["wsgi.early_hints"] = self.early_hints
+        if self._body is not None:
+            self._give_body(environ, self._body)
+        if site.special and self._handed_over(environ):
             return
         try:
             result = site.application(environ, self.start_response)
             if type(result) is list and len(result) == 1 and type(result[0]) is bytes:
-                self._send_whole(result[0])
-                self._end()
+                self.answer(result[0])
             else:
-                self._deliver(result)
-        except Exception as exc:
-            self._fail(exc)
+                deliver(self, result)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as exc:
+            self.fail(exc)
 
-    def _deliver(self, result: Any) -> None:
-        """Send what the application has returned, for as long as nobody has to wait."""
-        if inspect.isawaitable(result) or hasattr(result, "__aiter__"):
-            self.create_task(self._deliver_later(result))
-            return
-        self._result = result
-        if isinstance(result, list | tuple) and not any(map(inspect.isawaitable, result)):
-            self._send_whole(b"".join(result))
-            self._end()
-            return
-        pieces = iter(result)
-        while True:
-            piece = next(pieces, _END)
-            if piece is _END:
-                self._end()
-                return
-            if inspect.isawaitable(piece):
-                self.create_task(self._deliver_rest(pieces, piece, None))
-                return
-            waiter = self._send(piece)  # type: ignore[arg-type]
-            if waiter:
-                self.create_task(self._deliver_rest(pieces, None, waiter))
-                return
+    def _give_body(self, environ: dict[str, Any], body: Body) -> None:
+        environ["wsgi.input"] = self._input = body.open()
+        if self.request.body == CHUNKED:
+            # RFC 3875 section 4.1.2, RFC 9112 section 7.1.3: the chunks are gone.
+            environ["CONTENT_LENGTH"] = str(body.size)
+            del environ["HTTP_TRANSFER_ENCODING"]
 
-    async def _deliver_later(self, result: Any) -> None:
-        try:
-            if hasattr(result, "__aiter__"):
-                self._result = result
-                async for piece in result:
-                    await self._send(piece)
-                self._end()
-                return
-            result = await result
-            if inspect.isawaitable(result) or hasattr(result, "__aiter__"):
-                await self._deliver_later(result)
-                return
-        except Exception as exc:
-            self._fail(exc)
-            return
-        try:
-            self._deliver(result)
-        except Exception as exc:
-            self._fail(exc)
-
-    async def _deliver_rest(self, pieces: Iterator[Any], piece: Any, waiter: Any) -> None:
-        try:
-            if waiter is not None:
-                await waiter
-            while True:
-                if piece is None:
-                    piece = next(pieces, _END)
-                if piece is _END:
-                    self._end()
-                    return
-                if inspect.isawaitable(piece):
-                    piece = await piece
-                await self._send(piece)
-                piece = None
-        except Exception as exc:
-            self._fail(exc)
-
-    # In a thread
-
-    async def _serve_in_thread(self, environ: dict[str, Any]) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            whole = await loop.run_in_executor(self.site.pool, self._run_in_thread, environ, loop)
-            if inspect.isawaitable(whole) or hasattr(whole, "__aiter__"):
-                await self._deliver_later(whole)
-            elif whole is not None:
-                self._send_whole(whole)
-                self._end()
-            else:
-                self._end()
-        except Exception as exc:
-            self._fail(exc)
-
-    def _run_in_thread(self, environ: dict[str, Any], loop: asyncio.AbstractEventLoop) -> Any:
-        """Call the application and drain what it returns; a whole body is left to the loop."""
-        result = self._result = self.site.application(environ, self.start_response)
-        if inspect.isawaitable(result) or hasattr(result, "__aiter__"):
-            return result
-        if isinstance(result, list | tuple):
-            return b"".join(result)
-        for piece in result:
-            asyncio.run_coroutine_threadsafe(self._send_and_wait(piece), loop).result()
-        return None
-
-    async def _send_and_wait(self, piece: bytes) -> None:
-        await self._send(piece)
-        transport = self.transport  # everything written is handed to it
-        if transport is None or transport.is_closing():
-            raise ConnectionResetError("the client has gone")
+    def _handed_over(self, environ: dict[str, Any]) -> bool:
+        """Do what few sites need; True: a thread calls the application."""
+        site = self.site
+        connection = self.connection
+        assert connection is not None
+        site.prepare(environ)
+        if site.access is not None:
+            self.environ = environ
+            if not self.began:
+                self.began = monotonic()
+        if site.threads is None:
+            return False
+        connection.hold()
+        call = self.call = ThreadCall(self, environ, site.threads)
+        site.threads.submit(call.run)
+        return True
 
     # What the application calls
 
@@ -315,7 +322,7 @@ class HttpServerResponse(ProtocolConsumer):
         """
         if exc_info:
             try:
-                if self._sent:
+                if self.headers_sent is not None or (self.call and self.call.committed):
                     raise exc_info[1].with_traceback(exc_info[2])
             finally:
                 exc_info = None
@@ -329,164 +336,344 @@ class HttpServerResponse(ProtocolConsumer):
 
         :param force: send the head even if there is no data yet
 
-        Returns an awaitable that is done when more can be written.
+        On the loop it returns an awaitable that is done when more can be written; in a
+        thread it waits until then. Raises ``ConnectionClosed`` there when the client has
+        gone.
         """
-        return self._send(data, force)
+        if self.call is not None:
+            return self.call.send(data, force)
+        written = self.send(data, force)
+        self.flush()
+        return written
+
+    def early_hints(self, headers: Sequence[tuple[str, str]]) -> None:
+        """``wsgi.early_hints``: tell the client what it will need (103, RFC 8297).
+
+        :param headers: such as ``[("Link", "</style.css>; rel=preload; as=style")]``
+
+        Does nothing for HTTP/1.0 and when the head has been sent. Raises
+        ``InvalidMessage`` for what cannot be sent.
+        """
+        hints = render_response("103 Early Hints", headers)
+        if self.call is not None:
+            self.call.threads.call_soon(self._hint, hints)
+        else:
+            self._hint(hints)
+
+    def _hint(self, hints: bytes) -> None:
+        if self.request.minor and self.headers_sent is None:
+            self._put(hints)
+
+    def upgrade(
+        self,
+        consumer_factory: ConsumerFactory,
+        protocol: str,
+        headers: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        """Change to another protocol (101, RFC 9110 section 7.8).
+
+        What follows on the connection is for consumers that ``consumer_factory`` makes.
+        For code on the loop; the application returns nothing, an empty list, then.
+
+        :param protocol: one of those that the client has offered, such as ``websocket``
+        :param headers: of the answer, beside ``Connection`` and ``Upgrade``
+
+        Raises ``PulsarException`` when the client has not offered it, or the head has been
+        sent; ``InvalidMessage`` for headers that cannot be sent.
+        """
+        connection = self.connection
+        assert connection is not None
+        if protocol.lower() not in options(self.request.upgrade):
+            raise PulsarException(f"the client has not offered to change to {protocol}")
+        if self.headers_sent is not None or self.call is not None:
+            raise PulsarException("it is too late, or a thread's call, to change the protocol")
+        own = b"Connection: upgrade\r\nUpgrade: %b\r\n" % protocol.encode("latin-1")
+        head = self.headers_sent = render_response("101 Switching Protocols", headers, own)
+        self.status = 101
+        self._keep_alive = True
+        self._put(head)
+        connection.upgrade(consumer_factory)
 
     # Sending
 
     def _put(self, data: bytes) -> Any:
         return ProtocolConsumer.write(self, data)
 
-    def _head(self, plan: Plan, length: int | None) -> bytes:
-        """The head of the response, for a body of ``length`` bytes; None: not known yet."""
-        request = self.request
-        own = [plan.head, self.site.responses.own_lines(plan)]
-        announced = plan.length if plan.length is not None else length
-        framing, keep_alive = answer_framing(
-            request.method, request.minor, plan.code, announced, self._keep_alive
+    def _put_both(self, head: bytes, body: bytes) -> Any:
+        if len(body) <= _JOINED:
+            return self._put(head + body)
+        if not _GATHERS:
+            self._put(head)
+            return self._put(body)
+        connection = self.connection
+        if connection is None or connection.closing:
+            return LOST
+        connection.transport.writelines((head, body))
+        return connection.write_waiter() if connection.writing_paused else WRITTEN
+
+    def _head(self, size: int | None) -> bytes:
+        """The head of the response, for a body of ``size`` bytes; None: it is not known yet."""
+        request, plan, connection = self.request, self._plan, self.connection
+        assert plan is not None
+        assert connection is not None
+        ending = connection.ending or self.site.stopping
+        if ending and not (self._more or connection.pending):
+            # What has been sent behind this request is still answered: the last one says it.
+            self._keep_alive = False
+        responses = self.site.responses
+        lines = [plan.head, responses.own_lines(plan)]
+        length = size if plan.length is None else plan.length
+        self._framing, self._keep_alive = answer_framing(
+            request.method, request.minor, plan.code, length, self._keep_alive
         )
-        self._framing = framing
-        self._keep_alive = keep_alive
-        if has_body(request.method, plan.code):
-            if framing == CHUNKED:
-                own.append(b"Transfer-Encoding: chunked\r\n")
-            elif framing >= 0 and plan.length is None:
-                own.append(b"Content-Length: %d\r\n" % framing)
-        if not keep_alive:
-            own.append(b"Connection: close\r\n")
+        if not has_body(request.method, plan.code):
+            self._left = -1
+            if size and plan.length is None and plan.bodied:
+                lines.append(length_line(size))  # RFC 9110 section 9.3.2: as GET would say
+        elif length is None:
+            if self._framing == CHUNKED:
+                lines.append(b"Transfer-Encoding: chunked\r\n")
+        else:
+            self._left = length
+            if plan.length is None:
+                lines.append(length_line(length))
+        if not self._keep_alive:
+            lines.append(CLOSE)
         elif not request.minor:
-            own.append(b"Connection: keep-alive\r\n")
-        own.append(b"\r\n")
-        self._sent = True
-        self._left = framing
-        head = self.headers_sent = b"".join(own)
+            lines.append(KEEP_ALIVE)
+        lines.append(b"\r\n")
+        self.status = plan.code
+        head = self.headers_sent = b"".join(lines)
         return head
 
-    def _send_whole(self, body: bytes) -> None:
+    @property
+    def plan(self) -> Plan | None:
+        """What ``start_response`` was called with; None before."""
+        return self._plan
+
+    @property
+    def bodiless(self) -> bool:
+        """True when the head has been sent, and nothing is to follow it."""
+        return self._left < 0
+
+    def answer(self, body: bytes) -> None:
         """Send a response whose body is all there."""
-        if self._sent:
-            self._send(body)
-            return
         plan = self._plan
+        if self.headers_sent is not None:
+            self.send(body)
+            self.end()
+            return
         if plan is None:
             raise PulsarException("the application has returned without start_response")
-        head = self._head(plan, len(body))
-        if self._framing != len(body):
-            body = self._fit(body)
-        elif body:
-            self._left = 0
-        self._put(head + body if body else head)
+        site = self.site
+        request = self.request
+        size = len(body)
+        if (
+            (plan.length is None or plan.length == size)
+            and plan.bodied
+            and self._keep_alive
+            and request.minor
+            and request.method != "HEAD"
+            and not self.connection.ending  # type: ignore[union-attr]
+            and not site.stopping
+        ):
+            # What _head would say.
+            responses = site.responses
+            if plan.own is responses.own and plan.size == size and monotonic() < responses.until:
+                head = plan.whole
+            else:
+                head = responses.whole(plan, size)
+            self.headers_sent = head
+        else:
+            length = size if plan.length is None else plan.length
+            if not has_body(request.method, plan.code):
+                head = self._head(size)
+                body = b""
+            elif length > size:
+                raise PulsarException(_too_short(length - size))
+            else:
+                head = self._head(size)
+                body = self._fit(body)
+        self._put_both(head, body) if body else self._put(head)
+        if self.iterable is not None or self._input is not None:
+            self.close_all()
+        if site.access is not None:
+            self.status = plan.code
+            self.body_sent = len(body)
+        self._done()
 
-    def _fit(self, data: bytes) -> bytes:
-        """What of ``data`` fits into the length that was announced."""
-        request, plan = self.request, self._plan
-        assert plan is not None
-        if self._framing < 0:
-            return render_chunk(data) if self._framing == CHUNKED else data
-        if not has_body(request.method, plan.code):
-            return b""
-        if len(data) > self._left:
-            logger.error(
-                "%s %s: the body is longer than its Content-Length: cut off",
-                request.method,
-                request.target,
-            )
-            data = data[: self._left]
-        self._left -= len(data)
-        return data
+    def send(self, data: bytes, force: bool = False) -> Any:
+        """Send a piece of the body, and the head before the first one.
 
-    def _send(self, data: bytes, force: bool = False) -> Any:
-        """Send a piece of the body, and the head before the first one."""
+        Returns what ``ProtocolConsumer.write`` does.
+        """
         if type(data) is not bytes and not isinstance(data, bytes):
             raise TypeError(f"an application's body is made of bytes, not of {type(data).__name__}")
-        if self._sent:
-            # Each piece is on its way before the next one is asked for.
-            if self.transport is None:
-                return ()
-            return self._put(self._fit(data)) if data else ()
-        plan = self._plan
-        if plan is None:
+        connection = self.connection
+        if connection is None or connection.closing:
+            return LOST
+        if self.headers_sent is not None:
+            data = self._fit(data)
+            return self._put(data) if data else WRITTEN
+        if self._plan is None:
             raise PulsarException("the application has sent a body before start_response")
         if not data and not force:
-            return ()
-        head = self._head(plan, None)
-        return self._put(head + self._fit(data))
+            return WRITTEN
+        head = self._head(None)
+        data = self._fit(data)
+        return self._put_both(head, data) if data else self._put(head)
 
-    def _end(self) -> None:
-        """The response is complete."""
+    def flush(self) -> None:
+        """Let what was sent be on its way before the application is called again."""
+        if self.connection is not None and not self.connection.closing:
+            self.connection.transport  # noqa: B018 - asking for it does it
+
+    def _fit(self, data: bytes) -> bytes:
+        """What is sent for ``data``: a chunk, or what fits into the length that was announced."""
+        if self._framing == CHUNKED:
+            self.body_sent += len(data)
+            return render_chunk(data)
+        left = self._left
+        if left < 0:
+            return b""
+        if self._framing >= 0:
+            if len(data) > left:
+                logger.error(
+                    "%s %s: the body is longer than its Content-Length: cut off",
+                    self.request.method,
+                    self.request.target,
+                )
+                data = data[:left]
+            self._left = left - len(data)
+        self.body_sent += len(data)
+        return data
+
+    def begin(self, size: int) -> int:
+        """Send the head for a body of ``size`` bytes, which is sent otherwise.
+
+        Returns how many of them are to be sent.
+        """
         if self._plan is None:
             raise PulsarException("the application has returned without start_response")
-        if not self._sent:
-            self._send_whole(b"")
-        if self._framing == CHUNKED:
-            self._put(last_chunk())
-        elif self._left > 0 and has_body(self.request.method, self._plan.code):
-            self._close_all()
-            raise PulsarException(f"the body is {self._left} bytes shorter than its Content-Length")
-        self._close_all()
+        self._put(self._head(size))
+        return max(0, min(size, self._left))
+
+    def sent_otherwise(self, size: int) -> None:
+        """``size`` bytes of the body went to the socket without us."""
+        self.body_sent += size
+        self._left -= size
+
+    def end(self, trailers: Sequence[tuple[str, str]] = ()) -> None:
+        """The body is complete.
+
+        :param trailers: sent behind a body in chunks, and dropped otherwise
+        """
+        if self.headers_sent is None:
+            self.answer(b"")
+            return
+        if self._framing == CHUNKED and self._left >= 0:
+            self._put(last_chunk(trailers))
+        elif self._left > 0:
+            self.fail(PulsarException(_too_short(self._left)))
+            return
+        if self.iterable is not None:
+            self.flush()
+        self.close_all()
         self._done()
 
     def _done(self) -> None:
-        connection = self.connection
+        """The response is complete."""
+        if self.site.access is not None:
+            self.site.access.log(self)
+            self.environ = None
         if self._keep_alive:
             self.finished()
-        elif connection is not None:
-            connection.last_request()
+        else:
+            # A client that wanted to go on may have sent more.
+            linger = self._more or self.request.keep_alive
+            self.connection.close_gently(_LINGER if linger else 0)  # type: ignore[union-attr]
             self.finished()
 
-    def _close_all(self) -> None:
+    def close_all(self) -> None:
         """Close what the application has returned, and what it has read from."""
-        result, self._result = self._result, None
-        if result is not None and hasattr(result, "close"):
-            try:
-                result.close()
-            except Exception:
-                logger.exception("close() of what the application has returned failed")
-        if self._input is not NO_INPUT:
-            self._input.close()
-            self._input = NO_INPUT
+        iterable, self.iterable = self.iterable, None
+        if iterable is not None:
+            if self.site.threads is not None:
+                # It may have to do with what its thread has opened, and it may wait.
+                self.site.threads.submit(lambda: close_iterable(iterable))
+            else:
+                close_iterable(iterable)
+        file, self._input = self._input, None
+        if file is not None:
+            file.close()
 
     # Errors
 
-    def _fail(self, exc: BaseException) -> None:
+    def fail(self, exc: BaseException) -> None:
         """The application has failed: a plain 500, if nothing has been sent yet."""
         connection = self.connection
         request = self.request
-        self._close_all()
+        self.close_all()
         if connection is None or connection.closing:
-            return  # the client has gone, and the error is about that
-        logger.error("%s %s failed", request.method, request.target, exc_info=exc)
-        if self._sent:
-            connection.abort()
+            if isinstance(exc, ConnectionClosed | asyncio.CancelledError):
+                return  # the client has gone, and the application was told
+            logger.error("%s %s failed", request.method, request.target, exc_info=exc)
             return
-        self._plan = None
+        logger.error("%s %s failed", request.method, request.target, exc_info=exc)
+        if self.headers_sent is not None:
+            self._cut_off()
+            return
         self._keep_alive = False
-        self._answer_error(500, "The application has failed.")
+        self._answer_error(500, "The application has failed.", request.method != "HEAD")
         self._done()
+
+    def _cut_off(self) -> None:
+        """End the connection so that the client sees that the response is not whole."""
+        connection = self.connection
+        assert connection is not None
+        if self.site.access is not None:
+            self.site.access.log(self)
+            self.environ = None
+        if self._framing == UNTIL_CLOSE:
+            sock = connection.transport.get_extra_info("socket")
+            try:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            except (AttributeError, OSError):
+                pass  # a Unix socket, or gone meanwhile
+            connection.abort()
+        else:
+            connection.close_gently(_LINGER)
+        self.finished()
 
     def _refuse(self, status: int, reason: str) -> None:
         """Answer what is no request, and read nothing of what follows."""
         connection = self.connection
         assert connection is not None
         self._refused = True
-        self._keep_alive = False
-        logger.info("request from %s refused: %d %s", connection.address, status, reason)
-        self._answer_error(status, reason)
-        self._close_all()
+        peer = format_address(connection.address)
+        logger.info("request from %s refused: %d %s", peer, status, reason)
+        if self._body is not None:
+            self._body.close()
+        self._answer_error(status, reason, True)
+        if self.site.access is not None:
+            self.site.access.log(self)
         connection.close_gently(_LINGER)
 
-    def _answer_error(self, status: int, reason: str) -> None:
+    def _answer_error(self, status: int, reason: str, with_text: bool) -> None:
         text = f"{reason}\n".encode("latin-1", "replace")
-        phrase = _REASONS.get(status, "Error")
         plan = self.site.responses.plan(
-            f"{status} {phrase}",
-            (("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(text)))),
+            f"{status} {_REASONS[status]}",
+            [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(text)))],
         )
-        lines = (plan.head, self.site.responses.own_lines(plan), b"Connection: close\r\n\r\n")
+        lines = (plan.head, self.site.responses.own_lines(plan), CLOSE, b"\r\n")
         head = self.headers_sent = b"".join(lines)
-        self._sent = True
-        self._put(head + text)
+        self.status = status
+        self.body_sent = len(text) if with_text else 0
+        self._put(head + text if with_text else head)
+
+
+def _too_short(missing: int) -> str:
+    return f"the body is {missing} bytes shorter than its Content-Length"
 
 
 def _of_connection(connection: Connection) -> dict[str, Any]:

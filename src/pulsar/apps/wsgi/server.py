@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import ssl
 from typing import Any, ClassVar
 
 from ...errors import ImproperlyConfigured
@@ -20,6 +21,9 @@ from .response import HttpServerResponse
 from .site import Site
 
 __all__ = ["HttpServerResponse", "WSGIServer", "test_wsgi_environ"]
+
+# Seconds that threads have to end at least, when they have nothing to do.
+_PATIENCE = 0.5
 
 
 class WSGIServer(SocketServer):
@@ -56,11 +60,17 @@ class WSGIServer(SocketServer):
     def _classify(self, factory: Any) -> Kind:
         return Kind.CONSUMER
 
+    async def _start(self, server: Any, context: ssl.SSLContext | None) -> None:
+        server.deadlines = (self.cfg.head_timeout,)
+        await super()._start(server, context)
+
     async def worker_stop(self, worker: Any, timeout: float) -> None:
         """See ``SocketServer.worker_stop``."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
         await super().worker_stop(worker, timeout)
         if self._site is not None:
-            self._site.close()
+            await self._site.close(max(_PATIENCE, deadline - loop.time()))
 
 
 def is_wsgi(thing: Any) -> bool:

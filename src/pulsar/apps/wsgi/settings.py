@@ -4,7 +4,30 @@ Owns: their declarations. Importing the module declares them.
 Leaves: what the values do to the server that copies them.
 """
 
-from ...config import Setting, non_negative_int, positive_int, positive_seconds, size, text
+from ...config import (
+    Setting,
+    file_path,
+    non_negative_int,
+    positive_int,
+    positive_seconds,
+    size,
+    text,
+)
+from .access import COMBINED, access_format
+from .trust import FORWARDED_HEADERS, proxy
+
+
+def log_path(value: object) -> str:
+    """The path of a file, or ``-``."""
+    return "-" if value == "-" else file_path(value)
+
+
+def mount_point(value: object) -> str:
+    """A path that begins with a slash, or nothing."""
+    path = text(value)
+    if path and not path.startswith("/"):
+        raise ValueError("give a path that begins with a slash")
+    return path
 
 
 class ThreadWorkers(Setting):
@@ -28,7 +51,7 @@ class RootPath(Setting):
     section = "HTTP"
     flags = ("--root-path",)
     metavar = "PATH"
-    validator = text
+    validator = mount_point
     default = ""
     change = "new workers"
     desc = """
@@ -112,3 +135,65 @@ class ServerHeader(Setting):
     is_flag = True
     change = "new workers"
     desc = "Say in each response, in the field Server, what serves it."
+
+
+class ForwardedAllowIps(Setting):
+    name = "forwarded_allow_ips"
+    app = "wsgi"
+    section = "HTTP"
+    flags = ("--forwarded-allow-ips",)
+    metavar = "NETWORK"
+    validator = proxy
+    multiple = True
+    default = ()
+    change = "new workers"
+    desc = """
+        The proxies that are believed what they say of their clients, in the headers that
+        forwarded_header names: addresses, networks such as 10.0.0.0/8, unix for whoever connects
+        by a Unix socket, or * for anybody, where only proxies can connect.
+        """
+
+
+class ForwardedHeader(Setting):
+    name = "forwarded_header"
+    app = "wsgi"
+    section = "HTTP"
+    flags = ("--forwarded-header",)
+    choices = FORWARDED_HEADERS
+    default = "x-forwarded"
+    change = "new workers"
+    desc = """
+        What proxies say it in: x-forwarded, the headers X-Forwarded-For, -Proto and -Host;
+        forwarded, the header of RFC 7239. The others are ignored: a proxy passes them on as the
+        client has sent them.
+        """
+
+
+class AccessLog(Setting):
+    name = "access_log"
+    app = "wsgi"
+    section = "Logging"
+    flags = ("--access-log",)
+    metavar = "PATH"
+    validator = log_path
+    change = "new workers"
+    desc = """
+        Write a line for each request to this file, or, with -, to standard output. Unset: there
+        is no access log. A file that is moved away is opened anew within a second.
+        """
+
+
+class AccessLogFormat(Setting):
+    name = "access_log_format"
+    app = "wsgi"
+    section = "Logging"
+    flags = ("--access-log-format",)
+    metavar = "FORMAT"
+    validator = access_format
+    default = COMBINED
+    change = "new workers"
+    desc = """
+        What the lines of the access log look like: json, or a text with gunicorn's atoms, such as
+        %(h)s for the address of the client, %(r)s for the request line, %(s)s for the status,
+        %(D)s for the microseconds that it took.
+        """

@@ -1,4 +1,4 @@
-"""What all requests of a server share: the application, limits, caches, threads.
+"""What all requests of a server share: the application, limits, caches, threads, the log.
 
 Owns: ``Site``.
 Leaves: a request to ``response``.
@@ -7,13 +7,15 @@ Leaves: a request to ``response``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, ClassVar
 
 from ...config import Config
 from ...wire.http11 import Limits, RequestHeads
+from .access import AccessLog
 from .environ import SERVER_SOFTWARE, constant_environ
 from .head import Heads
+from .threads import Threads
+from .trust import Trust
 
 __all__ = ["Site"]
 
@@ -25,7 +27,12 @@ class Site:
     :param cfg: the settings of a ``WSGIServer``
     :param server_software: for the field ``Server``; by default pulsar and its version
     :param multiprocess: other processes serve it, too
+
+    Raises ``ImproperlyConfigured`` when the access log cannot be opened.
     """
+
+    # See ``of``; each keeps what the numbers in its key stand for.
+    _made: ClassVar[dict[tuple[int, int, str | None], Site]] = {}
 
     def __init__(
         self,
@@ -36,31 +43,56 @@ class Site:
         multiprocess: bool = False,
     ) -> None:
         self.application = application
-        self.root_path = str(cfg.root_path).rstrip("/")
+        self.cfg = cfg
+        #: Seconds that the head of a request may take.
         self.head_timeout = float(cfg.head_timeout)
-        threads = int(cfg.thread_workers)
-        self.pool = ThreadPoolExecutor(threads, "wsgi") if threads else None
         limits = Limits(
             start_line=cfg.limit_request_line,
             field=cfg.limit_request_field_size,
             fields=cfg.limit_request_fields,
             body=cfg.max_body,
         )
+        number = int(cfg.thread_workers)
+        # Text in an environment is bytes in disguise (PEP 3333).
+        self._root_path = str(cfg.root_path).rstrip("/").encode().decode("latin-1")
         constants = constant_environ(
-            multithread=threads > 1, multiprocess=multiprocess, root_path=self.root_path
+            multithread=number > 1, multiprocess=multiprocess, root_path=self._root_path
         )
         self.heads = RequestHeads(limits, constants)
-        name = (server_software or SERVER_SOFTWARE) if cfg.server_header else None
-        self.responses = Heads(name)
+        self.responses = Heads((server_software or SERVER_SOFTWARE) if cfg.server_header else None)
+        self.threads = Threads(number) if number else None
+        proxies = cfg.forwarded_allow_ips
+        self._trust = Trust(proxies, cfg.forwarded_header) if proxies else None
+        self.access = AccessLog(cfg.access_log, cfg.access_log_format) if cfg.access_log else None
+        #: There is something to do for each request that most sites do without.
+        self.special = any((self.threads, self._root_path, self._trust, self.access))
+        #: Every answer from now on is the last one of its connection.
+        self.stopping = False
 
-    def mount(self, environ: dict[str, Any]) -> None:
-        """Take ``root_path`` off the path of a request that has it."""
-        path = environ["PATH_INFO"]
-        root = self.root_path
-        if path == root or path.startswith(root + "/"):
-            environ["PATH_INFO"] = path[len(root) :]
+    @classmethod
+    def of(
+        cls, application: Callable[..., Any], cfg: Config, server_software: str | None = None
+    ) -> Site:
+        """The same site for the same arguments: for who makes a response without one."""
+        key = (id(application), id(cfg), server_software)
+        site = cls._made.get(key)
+        if site is None:
+            site = cls._made[key] = cls(application, cfg, server_software)
+        return site
 
-    def close(self) -> None:
-        """Let the threads end when they are done."""
-        if self.pool is not None:
-            self.pool.shutdown(wait=False)
+    def prepare(self, environ: dict[str, Any]) -> None:
+        """Take into an environment what a proxy says, and where the application is mounted."""
+        if self._trust is not None:
+            self._trust.apply(environ)
+        root = self._root_path
+        if root:
+            path = environ["PATH_INFO"]
+            if path == root or path.startswith(f"{root}/"):
+                environ["PATH_INFO"] = path[len(root) :]
+
+    async def close(self, timeout: float) -> None:
+        """Let the threads end, and wait for them for ``timeout`` seconds."""
+        if self.threads is not None:
+            await self.threads.close(timeout)
+        if self.access is not None:
+            self.access.close()
