@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -119,17 +120,16 @@ def openssl_client(
 
 def openssl_hello(client: subprocess.Popen[bytes]) -> bytes:
     """Say hello; returns the answer, nothing when there was none."""
-    with client:
+    answer = b""
+    # Closing its input tries again to write what could not be written.
+    with suppress(BrokenPipeError), client:
         assert client.stdin is not None
         assert client.stdout is not None
-        try:
-            client.stdin.write(HELLO)
-            client.stdin.flush()
-            # It ends when its input does, so not before the answer is there.
-            answer = client.stdout.read(len(HELLO))
-            client.stdin.close()
-        except BrokenPipeError:
-            answer = b""
+        client.stdin.write(HELLO)
+        client.stdin.flush()
+        # It ends when its input does, so not before the answer is there.
+        answer = client.stdout.read(len(HELLO))
+        client.stdin.close()
     return answer
 
 

@@ -7,7 +7,9 @@ Leaves: whether it is done here or in a fork server to ``cli``.
 
 from __future__ import annotations
 
+import ast
 import importlib
+import inspect
 import os
 import sys
 import traceback
@@ -18,6 +20,7 @@ from typing import Any, NoReturn
 from .actors.served import BAD_USAGE, NOT_LOADABLE
 from .application import Application
 from .apps.socket import SocketServer, UdpSocketServer
+from .apps.wsgi.recognise import is_wsgi
 from .config import Config, FlagParser
 from .errors import ImproperlyConfigured
 from .net import parse_bind
@@ -89,15 +92,15 @@ def _application(thing: Any, target: str, cfg: Config) -> Application:
         return thing
     if isinstance(thing, type) and issubclass(thing, Application):
         return thing()
+    name = target.partition("(")[0]
     if _is_for_datagrams(thing, cfg):
-        return UdpSocketServer(thing, name=target)
-    if cfg.kind == "wsgi" or (cfg.kind == "auto" and not isinstance(thing, type)):
+        return UdpSocketServer(thing, name=name)
+    if cfg.kind == "wsgi" or (cfg.kind == "auto" and is_wsgi(thing)):
         # Not before: who serves a protocol need not have HTTP in memory.
-        from .apps.wsgi.server import WSGIServer, is_wsgi
+        from .apps.wsgi.server import WSGIServer
 
-        if cfg.kind == "wsgi" or is_wsgi(thing):
-            return WSGIServer(thing, name=target)
-    return SocketServer(thing, name=target)
+        return WSGIServer(thing, name=name)
+    return SocketServer(thing, name=name)
 
 
 def _is_for_datagrams(thing: Any, cfg: Config) -> bool:
@@ -107,8 +110,14 @@ def _is_for_datagrams(thing: Any, cfg: Config) -> bool:
 
 
 def _load(target: str) -> Any:
-    """Import MODULE and find THING in it; ends the process with code 4 when that fails."""
+    """Import MODULE and find THING in it; ends the process with code 4 when that fails.
+
+    THING may be called: ``create_app()``, with literals between the parentheses.
+    """
     name, _, path = target.partition(":")
+    call = None
+    if path.endswith(")"):
+        path, call = _split_call(target, path)
     if not name:
         _exit(NOT_LOADABLE, f"{target!r} is not MODULE:THING, as in mypackage.mymodule:MyProtocol")
     if name.endswith(".py") or "/" in name:
@@ -124,9 +133,9 @@ def _load(target: str) -> Any:
     except ModuleNotFoundError as exc:
         if exc.name is not None and (name == exc.name or name.startswith(exc.name + ".")):
             _exit(NOT_LOADABLE, f"there is no module {name!r}, looked for in {here} and sys.path")
-        _exit_with_traceback(name)
+        _exit_with_traceback(f"the module {name!r} cannot be imported")
     except (Exception, SystemExit):
-        _exit_with_traceback(name)
+        _exit_with_traceback(f"the module {name!r} cannot be imported")
     thing: Any = module
     for part in (path or DEFAULT_THING).split("."):
         try:
@@ -141,11 +150,40 @@ def _load(target: str) -> Any:
             close = get_close_matches(part, [n for n in dir(thing) if not n.startswith("_")], n=1)
             hint = f": did you mean {close[0]!r}?" if close else ""
             _exit(NOT_LOADABLE, f"the module {name!r} has no {path!r}{hint}")
-    return thing
+    return thing if call is None else _made_by(thing, call, target)
 
 
-def _exit_with_traceback(name: str) -> NoReturn:
-    """Say why the import failed, in the words of the code that failed."""
+def _split_call(target: str, path: str) -> tuple[str, ast.Call]:
+    try:
+        call = ast.parse(path, mode="eval").body
+    except SyntaxError:
+        call = None
+    if not isinstance(call, ast.Call) or not path.startswith(callee := ast.unparse(call.func)):
+        _exit(NOT_LOADABLE, f"{target!r} is not MODULE:THING, as in mypackage:create_app()")
+    return callee, call
+
+
+def _made_by(factory: Any, call: ast.Call, target: str) -> Any:
+    """What ``factory`` makes when it is called so."""
+    try:
+        arguments = [ast.literal_eval(one) for one in call.args]
+        keywords = {str(one.arg): ast.literal_eval(one.value) for one in call.keywords if one.arg}
+        if len(keywords) < len(call.keywords):
+            raise ValueError("** is no literal")
+    except ValueError:
+        _exit(NOT_LOADABLE, f"{target!r}: only literals can be arguments, as in create_app('x')")
+    try:
+        made = factory(*arguments, **keywords)
+    except (Exception, SystemExit):
+        _exit_with_traceback(f"{target!r} has failed")
+    if inspect.iscoroutine(made):
+        made.close()
+        _exit(NOT_LOADABLE, f"{target!r} makes a coroutine: a factory is a plain function")
+    return made
+
+
+def _exit_with_traceback(what: str) -> NoReturn:
+    """Say why loading failed, in the words of the code that failed."""
     kind, exc, trace = sys.exc_info()
     # Leave out our own frame and those of the import machinery.
     while trace is not None and (
@@ -154,7 +192,7 @@ def _exit_with_traceback(name: str) -> NoReturn:
     ):
         trace = trace.tb_next
     traceback.print_exception(kind, exc, trace)
-    _exit(NOT_LOADABLE, f"the module {name!r} cannot be imported, see the traceback above")
+    _exit(NOT_LOADABLE, f"{what}, see the traceback above")
 
 
 def _exit(code: int, message: str) -> NoReturn:

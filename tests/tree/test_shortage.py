@@ -32,7 +32,7 @@ def test_an_arbiter_without_descriptors(tmp_path: Path) -> None:
         assert dies.pid is not None
         with limited(tree.pid, resource.RLIMIT_NOFILE, len(opened(tree.pid))):
             os.kill(dies.pid, signal.SIGKILL)
-            tree.wait_for("app:App: a worker cannot be forked: Too many open files")
+            tree.wait_for("a worker cannot be forked: Too many open files")
             assert tree.who().pid == stays.pid
             deploy(tmp_path, 2)
             tree.send(signal.SIGHUP)

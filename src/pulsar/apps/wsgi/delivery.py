@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,14 @@ from .files import FileWrapper, send_file
 if TYPE_CHECKING:
     from .response import HttpServerResponse
 
-__all__ = ["close_iterable", "deliver", "trailers_of", "whole_body"]
+__all__ = [
+    "close_iterable",
+    "deliver",
+    "is_awaitable",
+    "is_for_the_loop",
+    "trailers_of",
+    "whole_body",
+]
 
 logger = logging.getLogger("pulsar.wsgi")
 
@@ -38,6 +46,11 @@ def deliver(response: HttpServerResponse, result: Any) -> None:
     if body is not None:
         response.answer(body)
         return
+    if type(result) in {list, tuple}:
+        result = _Awaitables(result)
+        response.iterable = result
+        response.create_task(_rest(response, result))
+        return
     response.iterable = result
     if is_for_the_loop(result):
         response.create_task(_later(response, result))
@@ -49,7 +62,7 @@ def deliver(response: HttpServerResponse, result: Any) -> None:
         if piece is _END:
             response.end(trailers_of(result))
             return
-        if _is_awaitable(piece):
+        if is_awaitable(piece):
             response.create_task(_rest(response, pieces, piece=piece))
             return
         written = response.send(piece)
@@ -72,7 +85,7 @@ def whole_body(result: Any) -> bytes | None:
     try:
         return b"".join(result)
     except TypeError:
-        if any(map(_is_awaitable, result)):
+        if any(map(is_awaitable, result)):
             return None
         raise
 
@@ -99,8 +112,30 @@ def close_iterable(iterable: Any) -> None:
         logger.exception("close() of what the application has returned failed")
 
 
-def _is_awaitable(thing: Any) -> bool:
+def is_awaitable(thing: Any) -> bool:
+    """True for what can be awaited."""
     return hasattr(type(thing), "__await__")
+
+
+class _Awaitables:
+    """A list with something to await in it; what is left is closed."""
+
+    def __init__(self, pieces: Sequence[Any]) -> None:
+        self._left = deque(pieces)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        if not self._left:
+            raise StopIteration
+        return self._left.popleft()
+
+    def close(self) -> None:
+        for piece in self._left:
+            if is_awaitable(piece):
+                close_iterable(piece)  # a coroutine that nobody awaits complains
+        self._left.clear()
 
 
 # In a task
@@ -130,7 +165,7 @@ async def _rest(
     try:
         if piece is not None:
             await _send(response, await piece)
-        else:
+        elif written is not None:
             await written
         await _send_all(response, pieces)
         response.end(trailers_of(response.iterable))
@@ -143,7 +178,7 @@ async def _send_all(response: HttpServerResponse, pieces: Iterator[Any]) -> None
         piece: Any = next(pieces, _END)
         if piece is _END:
             return
-        await _send(response, await piece if _is_awaitable(piece) else piece)
+        await _send(response, await piece if is_awaitable(piece) else piece)
 
 
 async def _send_async(response: HttpServerResponse, result: AsyncIterator[bytes]) -> None:

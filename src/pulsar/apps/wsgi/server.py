@@ -7,20 +7,23 @@ Leaves: requests to ``response``, sockets and workers to the floors below.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import ssl
+from collections.abc import Callable
 from typing import Any, ClassVar
 
+from ...config import Config
 from ...errors import ImproperlyConfigured
-from ...protocols import Kind, ProtocolConsumer
+from ...protocols import Kind
 from ...protocols.kinds import callable_name
+from ...tls import server_context
 from ..socket import SocketServer
 from . import settings  # noqa: F401 - declares them
 from .environ import test_wsgi_environ
+from .recognise import is_wsgi, takes_two
 from .response import HttpServerResponse
 from .site import Site
 
-__all__ = ["HttpServerResponse", "WSGIServer", "test_wsgi_environ"]
+__all__ = ["HttpServerResponse", "WSGIServer", "is_wsgi", "test_wsgi_environ"]
 
 # Seconds that threads have to end at least, when they have nothing to do.
 _PATIENCE = 0.5
@@ -47,7 +50,7 @@ class WSGIServer(SocketServer):
     def protocol_factory(self) -> Any:
         """A consumer class for the application's callable. Raises ``ImproperlyConfigured``."""
         application = super().protocol_factory()
-        if not _takes_two(application):
+        if not takes_two(application):
             raise ImproperlyConfigured(
                 f"cannot serve {callable_name(application)}: a WSGI application is called as "
                 "application(environ, start_response)"
@@ -60,6 +63,14 @@ class WSGIServer(SocketServer):
     def _classify(self, factory: Any) -> Kind:
         return Kind.CONSUMER
 
+    def _ssl_context(
+        self, cfg: Config, make: Callable[..., Any] = server_context
+    ) -> ssl.SSLContext | None:
+        context = super()._ssl_context(cfg, make)
+        if context is not None and not cfg.alpn:
+            context.set_alpn_protocols(["http/1.1"])
+        return context
+
     async def _start(self, server: Any, context: ssl.SSLContext | None) -> None:
         server.deadlines = (self.cfg.head_timeout,)
         await super()._start(server, context)
@@ -71,44 +82,3 @@ class WSGIServer(SocketServer):
         await super().worker_stop(worker, timeout)
         if self._site is not None:
             await self._site.close(max(_PATIENCE, deadline - loop.time()))
-
-
-def is_wsgi(thing: Any) -> bool:
-    """True for what looks like a WSGI application: called with two arguments, and no protocol.
-
-    A coroutine function of two arguments is a stream handler, unless told otherwise.
-    """
-    return (
-        not isinstance(thing, type)
-        and not inspect.iscoroutinefunction(thing)
-        and not isinstance(thing, asyncio.BaseProtocol | ProtocolConsumer)
-        and _takes_exactly_two(thing)
-    )
-
-
-def _takes_exactly_two(thing: Any) -> bool:
-    if not callable(thing):
-        return False
-    try:
-        signature = inspect.signature(thing)
-    except (TypeError, ValueError):
-        return False
-    required = [
-        parameter
-        for parameter in signature.parameters.values()
-        if parameter.default is parameter.empty
-        and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-    ]
-    return len(required) == 2
-
-
-def _takes_two(application: Any) -> bool:
-    if not callable(application):
-        return False
-    try:
-        inspect.signature(application).bind({}, None)
-    except TypeError:
-        return False
-    except ValueError:
-        pass  # built in: it is not known
-    return True

@@ -16,13 +16,21 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import CancelledError, Future
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ConnectionClosed, PulsarException
 from ...wire.http11 import has_body
-from .delivery import close_iterable, deliver, is_for_the_loop, trailers_of, whole_body
+from .delivery import (
+    close_iterable,
+    deliver,
+    is_awaitable,
+    is_for_the_loop,
+    trailers_of,
+    whole_body,
+)
 
 if TYPE_CHECKING:
     from .response import HttpServerResponse
@@ -45,19 +53,21 @@ class Threads:
     the threads.
     """
 
+    #: The one that calls ``submit``.
+    loop: asyncio.AbstractEventLoop
+
     def __init__(self, number: int) -> None:
         self.number = number
         self._threads: list[threading.Thread] = []
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._told: deque[ThreadCall] = deque()
-        self._loop: asyncio.AbstractEventLoop | None = None
         # The loop has been woken, and has not looked yet.
         self._woken = False
 
     def submit(self, job: Callable[[], None]) -> None:
         """Have ``job`` called in a thread; it must not raise."""
         if len(self._threads) < self.number:
-            self._loop = asyncio.get_running_loop()
+            self.loop = asyncio.get_running_loop()
             # Daemons: a call that never returns must not keep the process from its end.
             name = f"wsgi-{len(self._threads)}"
             thread = threading.Thread(target=self._work, name=name, daemon=True)
@@ -80,9 +90,8 @@ class Threads:
 
     def call_soon(self, callback: Callable[..., object], *args: Any) -> None:
         """Have ``callback`` called on the loop, if it still runs."""
-        assert self._loop is not None
         try:
-            self._loop.call_soon_threadsafe(callback, *args)
+            self.loop.call_soon_threadsafe(callback, *args)
         except RuntimeError:
             pass  # closed: the process is about to end
 
@@ -117,6 +126,7 @@ class ThreadCall:
 
     __slots__ = (
         "_answered",
+        "_awaited",
         "_bodiless",
         "_ended",
         "_environ",
@@ -155,6 +165,8 @@ class ThreadCall:
         # The body is complete, with these trailers.
         self._ended = False
         self._trailers: Sequence[tuple[str, str]] = ()
+        # What the loop awaits for it.
+        self._awaited: Future[bytes] | None = None
         # For the loop to deliver.
         self._result: Any = None
         self._error: BaseException | None = None
@@ -200,12 +212,30 @@ class ThreadCall:
 
     def _iterate(self, result: Any) -> None:
         for piece in result:
-            self.send(piece)
+            self.send(self._await(piece) if is_awaitable(piece) else piece)
             if self._bodiless:
                 break
         self._trailers = trailers_of(result)
         self._ended = True
         self.threads.tell(self)  # close() may take its time
+
+    def _await(self, awaitable: Awaitable[bytes]) -> bytes:
+        """What ``awaitable`` gives on the loop."""
+
+        async def wait() -> bytes:
+            return await awaitable
+
+        self._awaited = asyncio.run_coroutine_threadsafe(wait(), self.threads.loop)
+        if self._lost:
+            self._awaited.cancel()
+        try:
+            return self._awaited.result()
+        except CancelledError:
+            if self._lost:
+                raise _gone() from None
+            raise
+        finally:
+            self._awaited = None
 
     def send(self, data: bytes, force: bool = False) -> None:
         """Send a piece of the body; returns when there is room for more.
@@ -251,6 +281,9 @@ class ThreadCall:
         """The client has gone: the thread is told when it sends something."""
         self._lost = True
         self._make_room()
+        awaited = self._awaited
+        if awaited is not None:
+            awaited.cancel()
 
     def collect(self) -> None:
         """Take over what the thread has put there."""
