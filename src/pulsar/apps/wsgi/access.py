@@ -3,8 +3,8 @@
 Owns: ``AccessLog``: the format, with gunicorn's atoms, or JSON; the file.
 Leaves: what has happened to the responses.
 
-The lines of one turn of the loop are written with one system call, so a crash loses no
-more than those. What clients send is escaped: nothing in it ends a line, or a value in
+Lines are kept for a tenth of a second, or until there are many, and written with one
+system call: a crash loses no more than those. What clients send is escaped: nothing in it ends a line, or a value in
 quotes. It is also cut, so that a line with a few of them stays below ``PIPE_BUF``: then
 the lines of several processes do not mix, in a pipe either.
 """
@@ -56,8 +56,9 @@ _odd = re.compile(r"[^ !#-\[\]-~]")
 # So many requests, and addresses, are kept as they are written.
 _CACHED = 512
 
-# Lines that are written at once, if the turn of the loop takes that long, and bytes that
-# may wait for a reader that is slow.
+# Seconds that a line may be kept, and how many lines; bytes that may wait for a reader that
+# is slow.
+_FLUSH = 0.1
 _LINES = 1000
 _WAITING = 1024 * 1024
 
@@ -168,7 +169,7 @@ class AccessLog:
         partial = self._partials.get(request) or self._partial(request)
         self._lines.append(partial % tuple([get(response) for get in self._gets]))
         if len(self._lines) == 1:
-            asyncio.get_running_loop().call_soon(self.flush)
+            asyncio.get_running_loop().call_later(_FLUSH, self.flush)
         elif len(self._lines) >= _LINES:
             self.flush()
 

@@ -93,7 +93,13 @@ def whole_body(result: Any) -> bytes | None:
 def is_for_the_loop(result: Any) -> bool:
     """True for what has to be awaited, and for files, whoever has called the application."""
     kind = type(result)
-    return kind is FileWrapper or hasattr(kind, "__await__") or hasattr(kind, "__aiter__")
+    return kind is FileWrapper or hasattr(kind, "__await__") or _is_async_only(kind)
+
+
+def _is_async_only(kind: type) -> bool:
+    # What can be iterated plainly is: Django's responses can both ways, and collect
+    # everything first when they are made of a plain generator and iterated the other way.
+    return hasattr(kind, "__aiter__") and not hasattr(kind, "__iter__")
 
 
 def trailers_of(iterable: Any) -> Sequence[tuple[str, str]]:
@@ -150,7 +156,7 @@ async def _later(response: HttpServerResponse, result: Any) -> None:
             return
         # From here on it is closed by those who use it.
         response.iterable = None
-        if hasattr(type(result), "__aiter__"):
+        if _is_async_only(type(result)):
             await _send_async(response, result)
         else:
             deliver(response, await result)

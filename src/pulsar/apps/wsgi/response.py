@@ -396,8 +396,8 @@ class HttpServerResponse(ProtocolConsumer):
 
     # Sending
 
-    def _put(self, data: bytes) -> Any:
-        return ProtocolConsumer.write(self, data)
+    # What ``write`` is, where it is not PEP 3333's.
+    _put = ProtocolConsumer.write
 
     def _put_both(self, head: bytes, body: bytes) -> Any:
         if len(body) <= _JOINED:
@@ -467,6 +467,7 @@ class HttpServerResponse(ProtocolConsumer):
             raise PulsarException("the application has returned without start_response")
         site = self.site
         request = self.request
+        connection = self.connection
         size = len(body)
         if (
             (plan.length is None or plan.length == size)
@@ -474,7 +475,7 @@ class HttpServerResponse(ProtocolConsumer):
             and self._keep_alive
             and request.minor
             and request.method != "HEAD"
-            and not self.connection.ending  # type: ignore[union-attr]
+            and not connection.ending  # type: ignore[union-attr]
             and not site.stopping
         ):
             # What _head would say.
@@ -484,6 +485,14 @@ class HttpServerResponse(ProtocolConsumer):
             else:
                 head = responses.whole(plan, size)
             self.headers_sent = head
+            if self._body is None and not site.special and self.iterable is None:
+                # Nothing is to be closed or written down.
+                if size <= _JOINED:
+                    self._put(head + body)
+                else:
+                    self._put_both(head, body)
+                self.finished()
+                return
         else:
             length = size if plan.length is None else plan.length
             if not has_body(request.method, plan.code):
