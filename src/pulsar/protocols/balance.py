@@ -57,8 +57,10 @@ _LONGEST_STEP = 0.016
 _PATIENCE = 0.035
 _LONGEST_PATIENCE = 0.1
 
-# Seconds for which nobody steps back, when that was of no use.
+# Seconds for which nobody steps back, when that was of no use; but for those who have so
+# many times what makes others step back: a burst may come in the middle of it.
 _RESPITE = 0.1
+_FAR = 1.15
 
 
 class Table:
@@ -177,7 +179,7 @@ class Balance:
 
     def _step_back(self, count: int, counts: list[int]) -> float:
         now = time.monotonic()
-        if now < self._respite:
+        if now < self._respite and count <= _FAR * self._limit:
             return 0.0
         totals = self._totals()
         # Whoever has accepted since is absent no more.
