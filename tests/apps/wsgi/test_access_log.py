@@ -112,7 +112,7 @@ def test_atoms(run: Run, mode: Mode, tmp_path: Path) -> None:
 
 
 def test_times(run: Run, mode: Mode, tmp_path: Path) -> None:
-    format = "%(T)s %(M)s %(D)s %(L)s"
+    format = "%(T)s %(M)s %(D)s %(L)s"  # noqa: A001
     [line] = logged(run, tmp_path / "log", request(), format=format, **mode)
     seconds, milliseconds, microseconds, exact = line.split()
     assert int(seconds) == 0

@@ -232,7 +232,7 @@ def test_no_request_is_lost(tmp_path: Path, threads: int) -> None:
 def test_no_request_is_lost_when_workers_are_recycled(tmp_path: Path) -> None:
     with served(tmp_path, "--workers", 2, "--max-requests", 150) as tree:
         load = Load(tree.address)
-        first = set(tree.until_ready(2).applications[0].slots[n].pid for n in (0, 1))
+        first = {tree.until_ready(2).applications[0].slots[n].pid for n in (0, 1)}
         with load.everybody():
             until(
                 lambda: load.failures or not first & set(tree.workers()), "all have been replaced"
