@@ -5,8 +5,9 @@ Leaves: what has happened to the responses.
 
 Lines are kept for a tenth of a second, or until there are many, and written with one
 system call: a crash loses no more than those. What clients send is escaped: nothing in
-it ends a line, or a value in quotes. It is also cut, so that a line with a few of them stays below ``PIPE_BUF``: then
-the lines of several processes do not mix, in a pipe either.
+it ends a line, or a value in quotes. It is also cut, so that a line with a few of them
+stays below ``PIPE_BUF``: then the lines of several processes do not mix, in a pipe
+either.
 """
 
 from __future__ import annotations
