@@ -1,7 +1,8 @@
 /* Load generator for the benchmarks: closed loops over TCP, Unix sockets and UDP, an open UDP
- * loop, connection churn, and idle connections. One thread, one epoll.
+ * loop, connection churn, idle connections, and HTTP. One thread, one epoll.
  *
- * Owns: making load, checking every echoed byte, counting and timing the answers.
+ * Owns: making load, checking every echoed byte, or the status and the length of every HTTP
+ * answer, counting and timing the answers.
  * Leaves: starting servers, their CPU time and every comparison to run.py.
  *
  * It connects to 127.0.0.0/8, ::1 or a Unix path, and refuses any other address.
@@ -36,9 +37,11 @@ enum { EVENTS = 256, READ_SIZE = 256 * 1024, OPENING = 64, SOURCES = 4096 };
 /* How long the end of a phase waits for answers that are still in flight. */
 #define PATIENCE (5 * SECOND)
 
-enum mode { TCP, CHURN, IDLE, UDP, UDP_OPEN };
+enum mode { TCP, CHURN, IDLE, UDP, UDP_OPEN, HTTP };
 
-static const char *const MODES[] = {"tcp", "churn", "idle", "udp", "udp-open"};
+static const char *const MODES[] = {"tcp", "churn", "idle", "udp", "udp-open", "http"};
+
+enum { HEAD_SIZE = 2048 };
 
 static struct {
     enum mode mode;
@@ -49,8 +52,15 @@ static struct {
     uint64_t timeout;
     bool wait, reset;
     const char *end;
-} options = {
-    .connections = 64, .size = 64, .seconds = 1, .warmup = 0.2, .timeout = SECOND / 5, .end = ""};
+    const char *request; /* http: the file with the request */
+    size_t pipeline;
+} options = {.connections = 64,
+             .size = 64,
+             .seconds = 1,
+             .warmup = 0.2,
+             .timeout = SECOND / 5,
+             .end = "",
+             .pipeline = 1};
 
 struct connection {
     int fd; /* -1: closed */
@@ -58,6 +68,9 @@ struct connection {
     size_t sent, received;
     uint64_t started; /* when the message was sent, or the connection begun */
     uint64_t sequence;
+    /* http: the answers so far, the head of the one that is coming, what is left of its body. */
+    size_t answers, head_size, left;
+    char head[HEAD_SIZE + 1];
 };
 
 /* Log-linear latency buckets: 64 per power of two, so that a bucket is 1.6 % wide. */
@@ -227,6 +240,7 @@ static void send_rest(struct connection *c) {
 static void begin(struct connection *c) {
     c->started = now();
     c->sent = c->received = 0;
+    c->answers = c->head_size = c->left = 0;
     c->busy = true;
     busy++;
     if (c->fd < 0 && !open_stream(c))
@@ -237,7 +251,8 @@ static void begin(struct connection *c) {
 
 static void answered(struct connection *c, uint64_t deadline) {
     uint64_t ended = now();
-    count_answer(c->started, ended);
+    for (size_t i = 0; i < options.pipeline; i++)
+        count_answer(c->started, ended);
     c->busy = false;
     busy--;
     if (options.mode == CHURN)
@@ -248,6 +263,47 @@ static void answered(struct connection *c, uint64_t deadline) {
     } else if (ended < deadline) {
         begin(c);
     }
+}
+
+/* Take in a part of some answers; false: that is not what was asked for. */
+static bool take_http(struct connection *c, const char *data, size_t size) {
+    while (size) {
+        if (c->answers == options.pipeline)
+            return false;
+        size_t used = size < c->left ? size : c->left;
+        if (!c->left) {
+            size_t room = HEAD_SIZE - c->head_size;
+            size_t more = size < room ? size : room;
+            memcpy(c->head + c->head_size, data, more);
+            c->head[c->head_size + more] = 0;
+            char *end = strstr(c->head, "\r\n\r\n");
+            if (!end) {
+                c->head_size += more;
+                return more == size; /* no head is that long */
+            }
+            end[2] = 0;
+            used = (size_t)(end + 4 - c->head) - c->head_size;
+            c->head_size = 0;
+            char *length = strcasestr(c->head, "\r\ncontent-length:");
+            if (strncmp(c->head, "HTTP/1.1 200 ", 13) || !length)
+                return false;
+            c->left = strtoul(length + 17, NULL, 10);
+        } else {
+            c->left -= used;
+        }
+        if (!c->left)
+            c->answers++;
+        data += used;
+        size -= used;
+    }
+    return true;
+}
+
+static bool take_echo(struct connection *c, size_t size) {
+    if (size > c->sent - c->received || memcmp(input, message + c->received, size))
+        return false;
+    c->received += size;
+    return true;
 }
 
 static void on_stream(struct connection *c, uint32_t events, uint64_t deadline) {
@@ -262,10 +318,10 @@ static void on_stream(struct connection *c, uint32_t events, uint64_t deadline) 
         n = recv(c->fd, input, READ_SIZE, 0);
         if (n < 0 && (errno == EAGAIN || errno == EINTR))
             return;
-        if (n > 0 && c->busy && (size_t)n <= c->sent - c->received &&
-            !memcmp(input, message + c->received, (size_t)n)) {
-            c->received += (size_t)n;
-            if (c->received == options.size) {
+        bool http = options.mode == HTTP;
+        if (n > 0 && c->busy &&
+            (http ? take_http(c, input, (size_t)n) : take_echo(c, (size_t)n))) {
+            if (http ? c->answers == options.pipeline : c->received == options.size) {
                 answered(c, deadline);
                 return;
             }
@@ -439,7 +495,7 @@ static void open_all(void) {
     for (size_t i = 0; i < options.connections; i++) {
         if (options.mode == UDP || options.mode == UDP_OPEN)
             open_datagram(&connections[i]);
-        else if (options.mode == TCP && !open_stream(&connections[i]))
+        else if ((options.mode == TCP || options.mode == HTTP) && !open_stream(&connections[i]))
             die("connect: %s", strerror(errno));
     }
 }
@@ -454,6 +510,21 @@ static void make_message(void) {
         message[i] = (char)('a' + (state >> 24) % 26);
     }
     memcpy(message + options.size - tail, options.end, tail);
+}
+
+/* What is in the file, as often as it is pipelined. */
+static void read_request(void) {
+    FILE *file = fopen(options.request, "rb");
+    if (!file)
+        die("%s: %s", options.request, strerror(errno));
+    size_t size = fread(input, 1, READ_SIZE, file);
+    fclose(file);
+    if (!size || size == READ_SIZE)
+        die("%s is no request", options.request);
+    options.size = size * options.pipeline;
+    message = malloc(options.size);
+    for (size_t i = 0; i < options.pipeline; i++)
+        memcpy(message + i * size, input, size);
 }
 
 static void wait_for_line(void) {
@@ -496,7 +567,7 @@ static void parse_address(char *text) {
 
 static const char USAGE[] =
     "usage: load MODE ADDRESS [options]\n"
-    "  MODE      tcp | churn | idle | udp | udp-open\n"
+    "  MODE      tcp | churn | idle | udp | udp-open | http\n"
     "  ADDRESS   127.x.y.z:PORT | [::1]:PORT | unix:PATH\n"
     "  -c, --connections N   connections or sockets (64)\n"
     "  -m, --size BYTES      size of a message (64)\n"
@@ -505,6 +576,8 @@ static const char USAGE[] =
     "  -r, --rate N          udp-open: datagrams per second\n"
     "  -t, --timeout MS      udp: when an answer counts as lost (200)\n"
     "  -e, --end-crlf        end each message with CRLF CRLF, for framed servers\n"
+    "  -q, --request FILE    http: the request; its answers must have a Content-Length\n"
+    "  -p, --pipeline N      http: send so many at a time (1)\n"
     "  -x, --reset           close connections with RST instead of FIN\n"
     "  -W, --wait            print \"ready\" and await a line before the measured phase,\n"
     "                        and the end of stdin before closing\n";
@@ -518,9 +591,11 @@ static void parse(int argc, char **argv) {
                                           {"timeout", 1, 0, 't'},
                                           {"end-crlf", 0, 0, 'e'},
                                           {"reset", 0, 0, 'x'},
+                                          {"request", 1, 0, 'q'},
+                                          {"pipeline", 1, 0, 'p'},
                                           {"wait", 0, 0, 'W'},
                                           {0, 0, 0, 0}};
-    for (int o; (o = getopt_long(argc, argv, "c:m:d:w:r:t:exW", longs, NULL)) != -1;) {
+    for (int o; (o = getopt_long(argc, argv, "c:m:d:w:r:t:q:p:exW", longs, NULL)) != -1;) {
         switch (o) {
         case 'c': options.connections = strtoul(optarg, NULL, 10); break;
         case 'm': options.size = strtoul(optarg, NULL, 10); break;
@@ -530,6 +605,8 @@ static void parse(int argc, char **argv) {
         case 't': options.timeout = strtoul(optarg, NULL, 10) * (SECOND / 1000); break;
         case 'e': options.end = "\r\n\r\n"; break;
         case 'x': options.reset = true; break;
+        case 'q': options.request = optarg; break;
+        case 'p': options.pipeline = strtoul(optarg, NULL, 10); break;
         case 'W': options.wait = true; break;
         default: fputs(USAGE, stderr); exit(2);
         }
@@ -558,11 +635,18 @@ static void parse(int argc, char **argv) {
         die("udp-open needs --rate");
     if (!options.timeout)
         die("--timeout must be at least 1 ms");
+    if (options.pipeline < 1)
+        die("--pipeline must be at least 1");
+    if ((options.mode == HTTP) != (options.request != NULL))
+        die("http needs --request, and nothing else has it");
 }
 
 int main(int argc, char **argv) {
     parse(argc, argv);
-    make_message();
+    if (options.mode == HTTP)
+        read_request();
+    else
+        make_message();
     poller = epoll_create1(EPOLL_CLOEXEC);
     open_all();
     if (options.mode != IDLE)

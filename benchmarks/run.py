@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any, NoReturn
 
-from harness import figures, peers, results
+from harness import figures, peers, requests, results
 from harness.load import Load, LoadError, Slice, build
 from harness.peers import Peer, Server, StartError
 from harness.process import set_receive_buffers
@@ -36,11 +36,26 @@ class Scenario:
     size: int = 64
     rounds: int = 10
     peers: tuple[Peer, ...] = peers.TCP
+    baseline: str = "uvloop"
+    request: str = ""
+    pipeline: int = 1
 
     @property
     def datagrams(self) -> bool:
         """Whether the servers listen on UDP."""
         return self.mode.startswith("udp")
+
+
+def _http(about: str, application: str, request: str = "", pipeline: int = 1) -> Scenario:
+    return Scenario(
+        about,
+        "http",
+        rounds=5,
+        peers=peers.http(application),
+        baseline="canned",
+        request=request or application,
+        pipeline=pipeline,
+    )
 
 
 SCENARIOS = {
@@ -53,6 +68,11 @@ SCENARIOS = {
     "udp70": Scenario(
         "UDP echo of 64 B at 70 % of the baseline's top rate", "udp-open", peers=peers.UDP
     ),
+    "http-hello": _http("HTTP, GET of 13 B", "hello"),
+    "http-pipelined": _http("the same, 16 requests at a time", "hello", pipeline=16),
+    "http-browser": _http("the same, as a browser asks", "hello", "browser"),
+    "http-page": _http("HTTP, GET of 64 KiB", "page"),
+    "http-echo": _http("HTTP, POST of 10 KiB, which comes back", "echo"),
     "idle": Scenario("memory per idle connection", "idle", connections=5000, rounds=3),
 }
 
@@ -129,7 +149,7 @@ class Plan:
         self.seconds: float = options.seconds
         self.warmup: float = options.warmup
         self.fresh: bool = options.fresh
-        self.baseline: str = options.baseline
+        self.baseline: str = options.baseline or scenario.baseline
         self.rate: float | None = options.rate
         self.receive_buffer: int = options.receive_buffer or _default_receive_buffer()
         self.server_core: int = options.cores[0]
@@ -150,6 +170,9 @@ class Plan:
         common = [f"--connections={connections or self.connections}", f"--size={self.size}"]
         if self.framed:
             common.append("--end-crlf")
+        if self.scenario.request:
+            request = requests.write(peers.BUILD, self.scenario.request)
+            common += [f"--request={request}", f"--pipeline={self.scenario.pipeline}"]
         return Load(mode, self.load_core, self.seconds, self.warmup, (*common, *options))
 
 
@@ -183,7 +206,13 @@ def start(peer: Peer, plan: Plan) -> Server:
     # Ours stop accepting at 1,000 connections unless they are told otherwise.
     ours = peer.name.startswith("pulsar") and plan.connections > 900
     extra = ["--max-connections", str(plan.connections * 2)] if ours else []
-    return Server(peer, datagrams=plan.scenario.datagrams, core=plan.server_core, extra=extra)
+    return Server(
+        peer,
+        datagrams=plan.scenario.datagrams,
+        http=plan.scenario.mode == "http",
+        core=plan.server_core,
+        extra=extra,
+    )
 
 
 def measure_cost(
@@ -328,7 +357,7 @@ def parse() -> argparse.Namespace:
         metavar="NAME=COMMAND",
         help="one more server; {port} in the command is replaced",
     )
-    add("--baseline", default="uvloop", help="whom to compare with, besides the floor (uvloop)")
+    add("--baseline", help="whom to compare with, besides the floor; uvloop, for HTTP canned")
     add("--rounds", type=_count, help="the scenario's own: 10, idle 3")
     add("--seconds", type=float, default=1.0, help="length of a slice (1)")
     add("--warmup", type=float, default=0.2, help="load before each slice, not counted (0.2)")

@@ -61,6 +61,7 @@ class Tree:
         command: Sequence[str],
         core: int,
         *,
+        cwd: Path | None = None,
         stdin: int | IO[bytes] = subprocess.DEVNULL,
         stdout: int | IO[bytes] = subprocess.DEVNULL,
         stderr: int | IO[bytes] | None = None,
@@ -69,6 +70,7 @@ class Tree:
         with pinned(core):
             self.process = subprocess.Popen(
                 command,
+                cwd=cwd,
                 stdin=stdin,
                 stdout=stdout,
                 stderr=stderr,

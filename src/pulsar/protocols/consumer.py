@@ -237,6 +237,17 @@ class ProtocolConsumer(EventHandler):
             if self._events is not None and "post_request" in self._events:
                 self._events["post_request"].fire(self if result is None else result, exc)
 
+    def conclude(self, data: bytes) -> None:
+        """``write`` and ``finished`` in one, for an answer that is all there."""
+        connection = self.connection
+        if self._state == STARTED and connection._out is NOTHING:  # type: ignore[union-attr]
+            connection._out = data  # type: ignore[union-attr]
+            self._state = FINISHING
+            self._result = self._exc = None
+        else:
+            ProtocolConsumer.write(self, data)
+            self.finished()
+
     def abort_request(self) -> NoReturn:
         """Refuse the request: raises ``AbortRequest``.
 

@@ -58,7 +58,7 @@ def returns_a_coroutine(environ: Environ, start_response: Any) -> Any:
     return whole(environ, start_response)
 
 
-def returns_a_future(environ: Environ, start_response: Any) -> Any:
+async def returns_a_future(environ: Environ, start_response: Any) -> Any:
     start_response("200 OK", TEXT)
     return asyncio.ensure_future(soon([b"whole"]))
 
@@ -95,15 +95,13 @@ APPLICATIONS: dict[str, Any] = {
     "an async generator": generates,
     "that returns a generator": returns_a_generator,
     "that returns an async generator": returns_an_async_generator,
+    "that returns a future": returns_a_future,
     "a function that returns a coroutine": returns_a_coroutine,
-    "a function that returns a future": returns_a_future,
     "a list of awaitables": returns_awaitables,
     "a generator of awaitables": generates_awaitables,
     "that writes": writes,
     "an object": Object(),
 }
-# What makes a future needs the loop in its own thread.
-ON_THE_LOOP = {"a function that returns a future"}
 
 
 @pytest.mark.parametrize("version", ["1.1", "1.0"])
@@ -111,8 +109,6 @@ ON_THE_LOOP = {"a function that returns a future"}
 def test_applications(
     run: Run, mode: Mode, name: str, version: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    if mode["thread_workers"] and name in ON_THE_LOOP:
-        pytest.skip("it needs the loop in its own thread")
     app = APPLICATIONS[name]
 
     async def main() -> None:
@@ -255,5 +251,123 @@ def test_the_context_of_a_request_is_its_own(run: Run) -> None:
         async with served(app) as server, await server.client() as client:
             for path in ("/one", "/two"):
                 assert (await client.get(path)).body == f"nothing {path}".encode()
+
+    run(main())
+
+
+# Synchronous code on the loop does not see it
+
+
+def no_loop_runs() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(soon(True)) is True  # which works only where none runs
+    return False
+
+
+class Looking:
+    """An iterable that looks for the loop wherever it is called."""
+
+    def __init__(self) -> None:
+        self.seen: list[bool] = []
+
+    def look(self) -> None:
+        self.seen.append(no_loop_runs())
+
+    def app(self, environ: Environ, start_response: Any) -> Any:
+        self.look()
+        write = start_response("200 OK", TEXT)
+        write(b"written ")
+        self.look()
+        return self if environ["PATH_INFO"] == "/iterable" else self.generated()
+
+    def __iter__(self) -> Any:
+        self.look()
+        self.left = [b"a", b"", b"b"]
+        return self
+
+    def __next__(self) -> bytes:
+        self.look()
+        if not self.left:
+            raise StopIteration
+        return self.left.pop(0)
+
+    def generated(self) -> Any:
+        try:
+            for piece in (b"a", soon(b""), b"x" * 3_000_000, b"b"):
+                self.look()
+                yield piece
+        finally:
+            self.look()
+
+    def close(self) -> None:
+        self.look()
+
+
+@pytest.mark.parametrize("path", ["/iterable", "/generator"])
+def test_synchronous_code_sees_no_loop(run: Run, mode: Mode, path: str) -> None:
+    looking = Looking()
+    answer = asked(run, looking.app, request(path), **mode)
+    assert answer.body.startswith(b"written a")
+    assert len(looking.seen) >= 6
+    assert all(looking.seen)
+
+
+def test_asynchronous_code_sees_its_loop(run: Run, mode: Mode) -> None:
+    loops = []
+
+    async def app(environ: Environ, start_response: Any) -> Any:
+        loops.append(asyncio.get_running_loop())
+        start_response("200 OK", TEXT)
+        return generated()
+
+    async def generated() -> AsyncIterator[bytes]:
+        loops.append(asyncio.get_running_loop())
+        yield b"x"
+
+    async def main() -> None:
+        async with served(app, **mode) as server, await server.client() as client:
+            assert (await client.get()).body == b"x"
+        assert loops == [asyncio.get_running_loop()] * 2
+
+    run(main())
+
+
+def test_a_future_finds_the_loop_all_the_same(run: Run) -> None:
+    def app(environ: Environ, start_response: Any) -> Any:
+        start_response("200 OK", TEXT)
+        if environ["PATH_INFO"] == "/run":
+            return [asyncio.run(soon(b"ran"))]
+        return asyncio.ensure_future(soon([b"whole"]))
+
+    async def main() -> None:
+        async with served(app) as server, await server.client() as client:
+            assert (await client.get("/future")).body == b"whole"
+            assert (await client.get("/run")).body == b"ran"
+            assert (await client.get("/future")).body == b"whole"
+
+    run(main())
+
+
+def test_an_error_in_synchronous_code_leaves_the_loop_as_it_was(run: Run) -> None:
+    def app(environ: Environ, start_response: Any) -> Any:
+        if environ["PATH_INFO"] == "/fails":
+            raise ValueError
+        start_response("200 OK", TEXT)
+        return failing()
+
+    def failing() -> Any:
+        yield b"some"
+        raise ValueError
+
+    async def main() -> None:
+        async with served(app) as server:
+            for path in ("/fails", "/breaks"):
+                async with await server.client() as client:
+                    await client.send(request(path))
+                    await client.rest()
+            asyncio.get_running_loop()
+            await asyncio.sleep(0)
 
     run(main())

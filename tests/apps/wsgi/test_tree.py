@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -232,7 +231,8 @@ def test_no_request_is_lost(tmp_path: Path, threads: int) -> None:
 def test_no_request_is_lost_when_workers_are_recycled(tmp_path: Path) -> None:
     with served(tmp_path, "--workers", 2, "--max-requests", 150) as tree:
         load = Load(tree.address)
-        first = {tree.until_ready(2).applications[0].slots[n].pid for n in (0, 1)}
+        tree.until_ready(2)
+        first = set(tree.workers())
         with load.everybody():
             until(
                 lambda: load.failures or not first & set(tree.workers()), "all have been replaced"
@@ -248,27 +248,30 @@ def test_what_is_in_hand_is_answered_and_says_that_it_is_the_last(
     tmp_path: Path, threads: int, how: str
 ) -> None:
     go = tmp_path / "go"
-    with served(tmp_path, "--threads", threads) as tree, BlockingClient(tree.address) as busy:
-        assert not busy.get("/before").closes
+    with (
+        served(tmp_path, "--threads", threads) as tree,
+        BlockingClient(tree.address) as busy,
+        BlockingClient(tree.address) as uploading,
+        BlockingClient(tree.address) as half,
+    ):
+        for client in (busy, uploading, half):
+            assert not client.get("/before").closes
+        uploading.send(request("/digest", "Content-Length: 10", method="POST") + b"12345")
+        half.send(b"GET /half HTTP/1.1\r\n")
         busy.send(request(f"/until?{go}"))
-        with BlockingClient(tree.address) as uploading, BlockingClient(tree.address) as head:
-            uploading.send(request("/digest", "Content-Length: 10", method="POST") + b"12345")
-            head.send(b"GET /half HTTP/1.1\r\n")
-            if how == "TERM":
-                tree.send(signal.SIGTERM)
-                tree.wait_for("stopping gracefully")
-            else:
-                deploy(tmp_path, 2)
-                tree.send(signal.SIGHUP)
-                tree.wait_for("SIGHUP: reloading")
-            # A worker whose loop is held up hears of it afterwards.
-            time.sleep(0.2)
-            go.touch()
-            uploading.send(b"67890")
-            head.send(b"Host: a\r\n\r\n")
-            answer = uploading.answer()
-            assert answer.body == f"10 {hashlib.sha256(b'1234567890').hexdigest()}".encode()
-            assert head.answer().body.startswith(b"1 ")
+        if how == "TERM":
+            tree.send(signal.SIGTERM)
+            tree.wait_for("stopping gracefully")
+        else:
+            deploy(tmp_path, 2)
+            tree.send(signal.SIGHUP)
+            tree.wait_for("SIGHUP: reloading")
+        go.touch()
+        uploading.send(b"67890")
+        half.send(b"Host: a\r\n\r\n")
+        answer = uploading.answer()
+        assert answer.body == f"10 {hashlib.sha256(b'1234567890').hexdigest()}".encode()
+        assert half.answer().body.startswith(b"1 ")
         answer = busy.answer()
         assert answer.body.startswith(b"1 ")
         if not answer.closes:

@@ -4,10 +4,9 @@ Owns: ``AccessLog``: the format, with gunicorn's atoms, or JSON; the file.
 Leaves: what has happened to the responses.
 
 Lines are kept for a tenth of a second, or until there are many, and written with one
-system call: a crash loses no more than those. What clients send is escaped: nothing in
-it ends a line, or a value in quotes. It is also cut, so that a line with a few of them
-stays below ``PIPE_BUF``: then the lines of several processes do not mix, in a pipe
-either.
+system call: a crash loses no more than those. What clients send is escaped: nothing in it
+ends a line, or a value in quotes. It is also cut, so that a line with a few of them stays
+below ``PIPE_BUF``: then the lines of several processes do not mix, in a pipe either.
 """
 
 from __future__ import annotations
@@ -106,7 +105,10 @@ class AccessLog:
         self._whole = _takes_whole_lines(self._descriptor)
         self._json = format == "json"
         self._escape = _as_json if self._json else _as_text
-        self._parts, self._gets = self._compile(_JSON if self._json else format)
+        format = _JSON if self._json else format
+        self._parts, self._gets = self._compile(format)
+        #: It says how long requests take.
+        self.timed = any(f"%({atom})s" in format for atom in "TMDL")
         # A request's line, with a %s for each of ``_gets``.
         self._partials: dict[Request | None, str] = {}
         self._lines: list[str] = []
@@ -142,19 +144,19 @@ class AccessLog:
         return parts, gets
 
     def _response_getter(self, atom: str) -> OfResponse:
-        get = _RESPONSE[atom]
-        if atom not in {"h", "t"}:
-            return get
+        if atom != "h":
+            return _RESPONSE[atom]
         escape = self._escape
         known: dict[object, str] = {}
 
         def escaped(response: HttpServerResponse) -> str:
-            value = get(response)
-            found = known.get(value)
+            environ = response.environ
+            address = environ.get("REMOTE_ADDR") if environ is not None else _peer(response)
+            found = known.get(address)
             if found is None:
                 if len(known) >= _CACHED:
                     known.clear()
-                found = known[value] = escape(str(value))
+                found = known[address] = escape(str(address or ""))
             return found
 
         return escaped
@@ -305,24 +307,26 @@ def _protocol(request: Request) -> str:
     return f"HTTP/1.{request.minor}"
 
 
-def _address(response: HttpServerResponse) -> str:
-    if response.environ is not None:
-        return str(response.environ.get("REMOTE_ADDR") or "")
+def _peer(response: HttpServerResponse) -> str:
     address = response.address
     return str(address[0]) if isinstance(address, tuple) and address else ""
 
 
-_second = -1
-_stamp = ""
+class _Clock:
+    """The date, made once for each second."""
 
+    __slots__ = ("_stamp", "_until")
 
-def _date(response: HttpServerResponse) -> str:
-    global _second, _stamp
-    second = int(time())
-    if second != _second:
-        _second = second
-        _stamp = strftime("[%d/%b/%Y:%H:%M:%S %z]", localtime(second))
-    return _stamp
+    def __init__(self) -> None:
+        self._until = 0.0
+        self._stamp = ""
+
+    def __call__(self, response: HttpServerResponse) -> str:
+        if monotonic() >= self._until:
+            now = time()
+            self._until = monotonic() + 1 - now % 1
+            self._stamp = strftime("[%d/%b/%Y:%H:%M:%S %z]", localtime(now))
+        return self._stamp
 
 
 def _iso_date(response: HttpServerResponse) -> str:
@@ -367,8 +371,8 @@ _REQUEST: dict[str | None, OfRequest] = {
 }
 
 _RESPONSE: dict[str | None, OfResponse] = {
-    "h": _address,
-    "t": _date,
+    "h": _peer,
+    "t": _Clock(),
     "iso": _iso_date,
     "s": lambda response: response.status,
     "B": lambda response: response.body_sent,

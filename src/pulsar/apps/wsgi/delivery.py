@@ -19,6 +19,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from .files import FileWrapper, send_file
+from .loopless import without_loop
 
 if TYPE_CHECKING:
     from .response import HttpServerResponse
@@ -55,10 +56,11 @@ def deliver(response: HttpServerResponse, result: Any) -> None:
     if is_for_the_loop(result):
         response.create_task(_later(response, result))
         return
-    pieces = iter(result)
+    loop = response.hidden_loop
+    pieces = without_loop(loop, iter, result)
     began = 0.0
     while True:
-        piece: Any = next(pieces, _END)
+        piece = without_loop(loop, next, pieces, _END)
         if piece is _END:
             response.end(trailers_of(result))
             return
@@ -108,12 +110,15 @@ def trailers_of(iterable: Any) -> Sequence[tuple[str, str]]:
     return trailers() if callable(trailers) else ()
 
 
-def close_iterable(iterable: Any) -> None:
-    """Call ``close`` of what an application has returned, if it has it."""
+def close_iterable(iterable: Any, loop: asyncio.AbstractEventLoop | None = None) -> None:
+    """Call ``close`` of what an application has returned, if it has it.
+
+    :param loop: to be hidden from it, see ``loopless``
+    """
     try:
         close = getattr(iterable, "close", None)
         if close is not None:
-            close()
+            without_loop(loop, close)
     except Exception:
         logger.exception("close() of what the application has returned failed")
 
@@ -180,8 +185,9 @@ async def _rest(
 
 
 async def _send_all(response: HttpServerResponse, pieces: Iterator[Any]) -> None:
+    loop = response.hidden_loop
     while not response.bodiless:
-        piece: Any = next(pieces, _END)
+        piece = without_loop(loop, next, pieces, _END)
         if piece is _END:
             return
         await _send(response, await piece if is_awaitable(piece) else piece)

@@ -39,20 +39,25 @@ HOP_HEADERS = frozenset(
 CLOSE = b"Connection: close\r\n"
 KEEP_ALIVE = b"Connection: keep-alive\r\n"
 
-# What a header is to us.
-_PLAIN, _LENGTH, _HOP, _DATE, _SERVER = range(5)
-_OURS = {
+# What a header is to us. One that is new each time is not worth keeping, nor is its head.
+_PLAIN, _LENGTH, _HOP, _DATE, _SERVER, _NEW = range(6)
+_ROLES = {
     "content-length": _LENGTH,
     "date": _DATE,
     "server": _SERVER,
     **dict.fromkeys(HOP_HEADERS, _HOP),
+    **dict.fromkeys(["set-cookie", "x-request-id"], _NEW),
 }
 
-# Full, a cache is emptied: what is in use comes back at once. A head that is longer, in
-# bytes, is not kept: it is likely to have something in it that no other has.
+# Full, a cache is emptied: what is in use comes back at once. What is longer, in bytes, is
+# not kept.
 _CACHED = 512
-_CACHED_LENGTH = 2048
-_roles: dict[str, int] = {}
+_CACHED_LINE = 256
+_CACHED_HEAD = 2048
+
+# Pairs of names and values: their lines, and what they are to us.
+_known: dict[tuple[str, str], tuple[bytes, int]] = {}
+_statuses: dict[str, tuple[bytes, int]] = {}
 
 _warned: set[str] = set()
 
@@ -60,17 +65,25 @@ _warned: set[str] = set()
 class Plan:
     """A status and headers, ready to be sent."""
 
-    __slots__ = ("bodied", "code", "dated", "head", "length", "named", "own", "size", "whole")
+    __slots__ = (
+        "bodied",
+        "code",
+        "dated",
+        "head",
+        "length",
+        "named",
+        "own",
+        "recurs",
+        "size",
+        "whole",
+    )
 
     def __init__(self, status: str, headers: Sequence[tuple[str, str]]) -> None:
         """Raises ``InvalidMessage`` for what cannot be sent."""
-        if not isinstance(status, str):
-            raise InvalidMessage(f"a status is a str, not {status!r}")
-        lines = [status_line(status)]
+        line, code = _statuses.get(status) or _look_at_status(status)
+        lines = [line]
         #: From 200 to 599: what informs is not sent by ``start_response``.
-        self.code = code = int(status[:3])
-        if not 200 <= code <= 599:
-            raise InvalidMessage(f"{status!r} cannot end a request: its code is from 200 to 599")
+        self.code = code
         #: A response to GET has a body, if an empty one (RFC 9110 section 6.4.1).
         self.bodied = code not in {204, 304}
         #: The length that the application has announced, in bytes; None: it has not.
@@ -79,23 +92,25 @@ class Plan:
         self.dated = False
         #: It says itself what has made it.
         self.named = False
-        for name, value in headers:
-            line = field_line(name, value)
-            role = _roles.get(name)
-            if role is None:
-                role = _role(name)
+        #: It is likely to be asked for again.
+        self.recurs = True
+        known = _known.get
+        for pair in headers:
+            line, role = known(pair) or _look_at(pair)
             if role:
                 if role == _HOP:
-                    _warn_once(name)
+                    _warn_once(pair[0])
                     continue
                 if role == _LENGTH:
-                    self._announce(value)
+                    self._announce(pair[1])
                     if not has_framing_fields(code):
                         continue
                 elif role == _DATE:
                     self.dated = True
-                else:
+                elif role == _SERVER:
                     self.named = True
+                else:
+                    self.recurs = False
             lines.append(line)
         #: The status line and the header lines.
         self.head = b"".join(lines)
@@ -109,12 +124,33 @@ class Plan:
         self.length = int(value)
 
 
-def _role(name: str) -> int:
-    role = _OURS.get(name.lower(), _PLAIN)
-    if len(_roles) >= _CACHED:
-        _roles.clear()
-    _roles[name] = role
-    return role
+def _look_at_status(status: str) -> tuple[bytes, int]:
+    """The line of a status, and its code. Raises ``InvalidMessage``."""
+    if not isinstance(status, str):
+        raise InvalidMessage(f"a status is a str, not {status!r}")
+    line = status_line(status)
+    code = int(status[:3])
+    if not 200 <= code <= 599:
+        raise InvalidMessage(f"{status!r} cannot end a request: its code is from 200 to 599")
+    if len(_statuses) >= _CACHED:
+        _statuses.clear()
+    _statuses[status] = found = line, code
+    return found
+
+
+def _look_at(pair: tuple[str, str]) -> tuple[bytes, int]:
+    """The line of a header, and what it is to us. Raises ``InvalidMessage``."""
+    try:
+        name, value = pair
+    except (TypeError, ValueError):
+        raise InvalidMessage(f"a header is a pair of a name and a value, not {pair!r}") from None
+    line = field_line(name, value)
+    found = line, _ROLES.get(name.lower(), _PLAIN)
+    if found[1] != _NEW and len(line) <= _CACHED_LINE:
+        if len(_known) >= _CACHED:
+            _known.clear()
+        _known[name, value] = found
+    return found
 
 
 def _warn_once(name: str) -> None:
@@ -156,20 +192,11 @@ class Heads:
         key = (status, *headers)
         try:
             plan = self._plans.get(key)
-        except TypeError:  # a pair is a list; what else cannot be hashed is refused
-            try:
-                headers = [(name, value) for name, value in headers]
-            except (TypeError, ValueError):
-                raise InvalidMessage("headers are pairs of a name and a value, both str") from None
-            return Plan(status, headers)
+        except TypeError:  # a pair is a list
+            return Plan(status, [tuple(pair) for pair in headers])
         if plan is None:
-            try:
-                plan = Plan(status, headers)
-            except (TypeError, ValueError) as exc:
-                if isinstance(exc, InvalidMessage):
-                    raise
-                raise InvalidMessage("headers are pairs of a name and a value, both str") from exc
-            if len(plan.head) <= _CACHED_LENGTH:
+            plan = Plan(status, headers)
+            if plan.recurs and len(plan.head) <= _CACHED_HEAD:
                 if len(self._plans) >= _CACHED:
                     self._plans.clear()
                 self._plans[key] = plan

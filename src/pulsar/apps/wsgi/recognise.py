@@ -12,7 +12,7 @@ from typing import Any
 
 from ...protocols.consumer import ProtocolConsumer
 
-__all__ = ["is_wsgi", "takes_two"]
+__all__ = ["is_asynchronous", "is_wsgi", "takes_two"]
 
 
 def is_wsgi(thing: Any) -> bool:
@@ -21,7 +21,7 @@ def is_wsgi(thing: Any) -> bool:
     A function, an instance with ``__call__``, or a class whose instances are iterables. A
     coroutine function of two arguments is a stream handler, unless told otherwise.
     """
-    if not callable(thing) or _is_asynchronous(thing) or _is_protocol(thing):
+    if not callable(thing) or is_asynchronous(thing) or _is_protocol(thing):
         return False
     if isinstance(thing, type):
         return hasattr(thing, "__iter__") and _required(thing) == 2
@@ -47,7 +47,8 @@ def takes_two(thing: Any) -> bool:
     return True
 
 
-def _is_asynchronous(thing: Any) -> bool:
+def is_asynchronous(thing: Any) -> bool:
+    """True for a coroutine function, and an object that is called as one."""
     return inspect.iscoroutinefunction(thing) or inspect.iscoroutinefunction(
         getattr(type(thing), "__call__", None)  # noqa: B004 - the method itself, not whether
     )

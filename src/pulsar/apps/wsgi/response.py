@@ -20,7 +20,9 @@ import logging
 import socket
 import struct
 import sys
+from asyncio import _set_running_loop
 from collections.abc import Callable, Sequence
+from io import BytesIO
 from time import monotonic
 from typing import IO, TYPE_CHECKING, Any
 
@@ -32,7 +34,6 @@ from ...wire.http11 import (
     CHUNKED,
     CONTINUE,
     UNTIL_CLOSE,
-    IncompleteMessage,
     MessageRefused,
     Request,
     RequestParser,
@@ -47,6 +48,7 @@ from .body import Body
 from .delivery import close_iterable, deliver
 from .environ import connection_environ
 from .head import CLOSE, KEEP_ALIVE, Plan, length_line
+from .loopless import with_loop
 from .site import Site
 from .threads import ThreadCall
 
@@ -73,6 +75,9 @@ _GATHERS = not ((3, 12, 0) <= _VERSION <= (3, 12, 8) or (3, 13, 0) <= _VERSION <
 # not whole.
 _RESET = struct.pack("ii", 1, 0)
 
+# What nginx and others write down where the client did not wait for its answer.
+_CLIENT_GONE = 499
+
 _REASONS = {
     400: "Bad Request",
     408: "Request Timeout",
@@ -94,39 +99,62 @@ class HttpServerResponse(ProtocolConsumer):
     :param server_software: for the field ``Server``
     """
 
-    # Classes made by ``bound`` have what their constructor would get.
+    # One of these objects is made for each request, by the connection, which calls nothing
+    # of it: all but ``request`` is unset until the first byte comes.
+    __slots__ = (
+        "_body",
+        "_deadline",
+        "_framing",
+        "_input",
+        "_keep_alive",
+        "_left",
+        "_more",
+        "_plan",
+        "began",
+        "body_sent",
+        "call",
+        "environ",
+        "headers_sent",
+        "iterable",
+        "site",
+        "status",
+    )
+
+    #: The head of the request; before it is complete None, and then what reads it.
+    request: Any
+
+    # Classes made by ``bound`` have it themselves.
     site: Site
 
-    # One of these objects is made for each request: what is not set is found here.
-    _parser: RequestParser | None = None
     # When the head has to be complete, by the monotonic clock; None: it is.
-    _deadline: float | None = None
-    _body: Body | None = None
-    _input: IO[bytes] | None = None
-    _plan: Plan | None = None
-    # How the body is sent: see answer_framing; and what of its length is left.
-    _framing = 0
-    _left = 0
-    _keep_alive = False
+    _deadline: float | None
+    # What has come of the body, and what the application reads it from.
+    _body: Body | None
+    _input: IO[bytes] | None
+    _plan: Plan | None
+    # How the body is sent: see answer_framing; and what of its length is left. Below 0:
+    # nothing is to follow the head.
+    _framing: int
+    _left: int
+    _keep_alive: bool
     # There is more behind this request.
-    _more = False
-    _refused = False
+    _more: bool
 
     #: The thread that calls the application, as long as it does.
-    call: ThreadCall | None = None
+    call: ThreadCall | None
 
     #: What the application has returned, as long as it has to be closed.
-    iterable: Any = None
+    iterable: Any
 
     #: The response line and the headers, as they were sent; None before.
-    headers_sent: bytes | None = None
+    headers_sent: bytes | None
 
     # For the access log: the status, the bytes of the body that were sent, without the
-    # chunks' own lines, when the request has begun, and its environment.
-    status = 0
-    body_sent = 0
-    began = 0.0
-    environ: dict[str, Any] | None = None
+    # chunks' own lines, when the request has begun, and its environment until it is logged.
+    status: int
+    body_sent: int
+    began: float
+    environ: dict[str, Any] | None
 
     def __init__(
         self,
@@ -136,12 +164,14 @@ class HttpServerResponse(ProtocolConsumer):
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(loop)
+        self.headers_sent = None
         self.site = Site.of(wsgi_callable, cfg, server_software)
 
     @classmethod
     def bound(cls, site: Site) -> type[HttpServerResponse]:
         """A subclass for ``site``, which a connection can make without calling anything."""
-        return type(cls.__name__, (cls,), {"site": site, "__init__": ProtocolConsumer.__init__})
+        own = {"site": site, "__init__": ProtocolConsumer.__init__, "__slots__": ()}
+        return type(cls.__name__, (cls,), own)
 
     @property
     def wsgi_callable(self) -> Callable[..., Any]:
@@ -152,20 +182,24 @@ class HttpServerResponse(ProtocolConsumer):
 
     def data_received(self, data: bytes) -> bytes | None:
         """Read the request; when it is complete, have it answered."""
-        if self._parser is not None:
-            return self._read_on(self._parser, data)
-        request = self.site.heads.find(data)
+        if self.request is not None:
+            return self._read_on(self.request, data)
+        self._body = self._input = self._plan = None
+        self.call = self.iterable = self.headers_sent = None
+        self._more = False
+        self._left = 0
+        heads = self.site.heads
+        request = heads.find(data)
         if request is None:
-            return self._read_on(RequestParser(self.site.heads), data)
+            return self._read_first(RequestParser(heads), data)
         end = request.size
         length = request.body
         if length:
             begin = end
             end += length
             if length < 0 or end > len(data):
-                return self._read_on(RequestParser(self.site.heads, request), data[begin:])
-            body = self._body = Body()
-            body.add(data[begin:end])
+                return self._read_first(RequestParser(heads, request), data[begin:])
+            self._input = BytesIO(data[begin:end])
         if end == len(data):
             self._serve(request)
             return None
@@ -173,14 +207,17 @@ class HttpServerResponse(ProtocolConsumer):
         self._serve(request)
         return data[end:] if self._keep_alive else None
 
+    def _read_first(self, parser: RequestParser, data: bytes) -> bytes | None:
+        """Begin a request that does not come in one piece, or needs a closer look."""
+        self.request = parser
+        self._body = Body()
+        self.environ = None
+        self.status = self.body_sent = 0
+        self.began = monotonic()
+        self._deadline = self.began + self.site.head_timeout
+        return self._read_on(parser, data)
+
     def _read_on(self, parser: RequestParser, data: bytes) -> bytes | None:
-        """Go on with a request that does not come in one piece, or needs a closer look."""
-        if self._refused:
-            return None  # and the connection is closing
-        if self._parser is None:
-            self._parser = parser
-            self.began = monotonic()
-            self._deadline = self.began + self.site.head_timeout
         try:
             rest = parser.feed(data)
         except MessageRefused as exc:
@@ -190,8 +227,7 @@ class HttpServerResponse(ProtocolConsumer):
         if request is None:
             return None
         body = self._body
-        if body is None:
-            body = self._body = Body()
+        assert body is not None
         try:
             body.add(parser.read())
         except OSError as exc:
@@ -199,6 +235,8 @@ class HttpServerResponse(ProtocolConsumer):
             self._refuse(500, "The body cannot be kept.")
             return None
         if parser.complete:
+            if request.body:
+                self._input = body.open()
             self._more = bool(rest)
             self._serve(request)
             return rest if rest and self._keep_alive else None
@@ -210,8 +248,8 @@ class HttpServerResponse(ProtocolConsumer):
 
     def check_deadlines(self, now: float, silent: float, stall_timeout: float | None) -> None:
         """Refuse a request that takes too long to arrive."""
-        parser = self._parser
-        if parser is None or parser.complete:
+        parser = self.request
+        if type(parser) is not RequestParser:
             return
         if self._deadline is None:
             if stall_timeout and silent >= stall_timeout:
@@ -224,20 +262,16 @@ class HttpServerResponse(ProtocolConsumer):
 
     def eof_received(self) -> None:
         """The client has ended its side; in the middle of a request that is an error."""
-        parser = self._parser
-        if parser is None or parser.complete or self._refused:
-            return
-        if not parser.started:  # but for an empty line
-            self.connection.close()  # type: ignore[union-attr]
-            return
-        try:
-            parser.eof()
-        except (IncompleteMessage, MessageRefused):
-            self._refuse(400, "The request is not complete.")
+        parser = self.request
+        if type(parser) is RequestParser:
+            if parser.started:
+                self._refuse(400, "The request is not complete.")
+            else:  # nothing but an empty line
+                self.connection.close()  # type: ignore[union-attr]
 
     def goodbye(self) -> bool:
         """The server stops. The answer says so, unless its head has been sent."""
-        if self.headers_sent is None or not self._keep_alive:
+        if self.request is None or self.headers_sent is None or not self._keep_alive:
             return False
         # The client may send one more request: that is told.
         self.site.stopping = True
@@ -245,12 +279,14 @@ class HttpServerResponse(ProtocolConsumer):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """The client has gone: stop the application's iterable, and close it."""
-        if self.call is not None:
-            self.call.lose()  # what a thread uses, it closes
-        else:
-            self.close_all()
-        if self._body is not None:
-            self._body.close()
+        if self.request is not None:
+            if self._body is not None:
+                self._body.close()
+            if self.call is not None:
+                self.call.lose()  # what a thread uses, it closes
+            else:
+                self.close_all()
+            self._log(_CLIENT_GONE)
         self.finished(exc=exc)
 
     # Calling the application
@@ -260,15 +296,26 @@ class HttpServerResponse(ProtocolConsumer):
         site = self.site
         self.request = request
         self._keep_alive = request.keep_alive
-        environ = request.environ.copy()
-        environ.update(connection.extra or _of_connection(connection))  # type: ignore[union-attr,arg-type]
+        environ = request.environ | (connection.extra or _of_connection(connection))  # type: ignore[union-attr,arg-type]
         environ["wsgi.early_hints"] = self.early_hints
-        if self._body is not None:
-            self._give_body(environ, self._body)
+        if self._input is not None:
+            environ["wsgi.input"] = self._input
+            if request.body == CHUNKED:
+                # RFC 3875 section 4.1.2, RFC 9112 section 7.1.3: the chunks are gone.
+                environ["CONTENT_LENGTH"] = str(self._body.size)  # type: ignore[union-attr]
+                del environ["HTTP_TRANSFER_ENCODING"]
+        if request.upgrade:
+            environ["pulsar.upgrade"] = self.upgrade
         if site.special and self._handed_over(environ):
             return
+        loop = connection._loop  # type: ignore[union-attr]  # noqa: SLF001 - the hot path
         try:
-            result = site.application(environ, self.start_response)
+            # See loopless, which costs a call more.
+            _set_running_loop(None if site.hides_loop else loop)
+            try:
+                result = site.application(environ, self.start_response)
+            finally:
+                _set_running_loop(loop)
             if type(result) is list and len(result) == 1 and type(result[0]) is bytes:
                 self.answer(result[0])
             else:
@@ -278,23 +325,18 @@ class HttpServerResponse(ProtocolConsumer):
         except BaseException as exc:
             self.fail(exc)
 
-    def _give_body(self, environ: dict[str, Any], body: Body) -> None:
-        environ["wsgi.input"] = self._input = body.open()
-        if self.request.body == CHUNKED:
-            # RFC 3875 section 4.1.2, RFC 9112 section 7.1.3: the chunks are gone.
-            environ["CONTENT_LENGTH"] = str(body.size)
-            del environ["HTTP_TRANSFER_ENCODING"]
-
     def _handed_over(self, environ: dict[str, Any]) -> bool:
         """Do what few sites need; True: a thread calls the application."""
         site = self.site
         connection = self.connection
         assert connection is not None
-        site.prepare(environ)
+        if site.adjusts:
+            site.adjust(environ)
         if site.access is not None:
             self.environ = environ
-            if not self.began:
-                self.began = monotonic()
+            if self._body is None:  # it came in one piece
+                self.began = monotonic() if site.access.timed else 0.0
+                self.status = self.body_sent = 0
         if site.threads is None:
             return False
         connection.hold()
@@ -342,6 +384,9 @@ class HttpServerResponse(ProtocolConsumer):
         """
         if self.call is not None:
             return self.call.send(data, force)
+        return with_loop(self._loop, self._write, data, force)
+
+    def _write(self, data: bytes, force: bool) -> Any:
         written = self.send(data, force)
         self.flush()
         return written
@@ -358,7 +403,7 @@ class HttpServerResponse(ProtocolConsumer):
         if self.call is not None:
             self.call.threads.call_soon(self._hint, hints)
         else:
-            self._hint(hints)
+            with_loop(self._loop, self._hint, hints)
 
     def _hint(self, hints: bytes) -> None:
         if self.request.minor and self.headers_sent is None:
@@ -390,9 +435,10 @@ class HttpServerResponse(ProtocolConsumer):
         own = b"Connection: upgrade\r\nUpgrade: %b\r\n" % protocol.encode("latin-1")
         head = self.headers_sent = render_response("101 Switching Protocols", headers, own)
         self.status = 101
+        self._framing = self._left = self.body_sent = 0
         self._keep_alive = True
-        self._put(head)
-        connection.upgrade(consumer_factory)
+        with_loop(self._loop, self._put, head)
+        with_loop(self._loop, connection.upgrade, consumer_factory)
 
     # Sending
 
@@ -443,8 +489,14 @@ class HttpServerResponse(ProtocolConsumer):
             lines.append(KEEP_ALIVE)
         lines.append(b"\r\n")
         self.status = plan.code
+        self.body_sent = 0
         head = self.headers_sent = b"".join(lines)
         return head
+
+    @property
+    def hidden_loop(self) -> asyncio.AbstractEventLoop | None:
+        """The loop, if the application is not to see it: see ``loopless``."""
+        return self._loop if self.site.hides_loop else None
 
     @property
     def plan(self) -> Plan | None:
@@ -485,13 +537,18 @@ class HttpServerResponse(ProtocolConsumer):
             else:
                 head = responses.whole(plan, size)
             self.headers_sent = head
-            if self._body is None and not site.special and self.iterable is None:
-                # Nothing is to be closed or written down.
+            if self._input is None and self.iterable is None:
+                # Nothing is to be closed.
+                if site.access is not None:
+                    self.status = plan.code
+                    self.body_sent = size
+                    site.access.log(self)
+                    self.environ = None
                 if size <= _JOINED:
-                    self._put(head + body)
+                    self.conclude(head + body)
                 else:
                     self._put_both(head, body)
-                self.finished()
+                    self.finished()
                 return
         else:
             length = size if plan.length is None else plan.length
@@ -592,9 +649,7 @@ class HttpServerResponse(ProtocolConsumer):
 
     def _done(self) -> None:
         """The response is complete."""
-        if self.site.access is not None:
-            self.site.access.log(self)
-            self.environ = None
+        self._log()
         if self._keep_alive:
             self.finished()
         else:
@@ -602,6 +657,17 @@ class HttpServerResponse(ProtocolConsumer):
             linger = self._more or self.request.keep_alive
             self.connection.close_gently(_LINGER if linger else 0)  # type: ignore[union-attr]
             self.finished()
+
+    def _log(self, otherwise: int = 0) -> None:
+        """Write the line in the access log, if there is one, and it has not been written.
+
+        :param otherwise: the status, where none was sent
+        """
+        access = self.site.access
+        if access is not None and self.environ is not None:
+            self.status = self.status or otherwise
+            access.log(self)
+            self.environ = None
 
     def close_all(self) -> None:
         """Close what the application has returned, and what it has read from."""
@@ -611,7 +677,7 @@ class HttpServerResponse(ProtocolConsumer):
                 # It may have to do with what its thread has opened, and it may wait.
                 self.site.threads.submit(lambda: close_iterable(iterable))
             else:
-                close_iterable(iterable)
+                close_iterable(iterable, self.hidden_loop)
         file, self._input = self._input, None
         if file is not None:
             file.close()
@@ -640,9 +706,7 @@ class HttpServerResponse(ProtocolConsumer):
         """End the connection so that the client sees that the response is not whole."""
         connection = self.connection
         assert connection is not None
-        if self.site.access is not None:
-            self.site.access.log(self)
-            self.environ = None
+        self._log()
         if self._framing == UNTIL_CLOSE:
             sock = connection.transport.get_extra_info("socket")
             try:
@@ -658,7 +722,7 @@ class HttpServerResponse(ProtocolConsumer):
         """Answer what is no request, and read nothing of what follows."""
         connection = self.connection
         assert connection is not None
-        self._refused = True
+        self.request = self.request.request
         peer = format_address(connection.address)
         logger.info("request from %s refused: %d %s", peer, status, reason)
         if self._body is not None:

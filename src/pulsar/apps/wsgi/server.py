@@ -73,12 +73,17 @@ class WSGIServer(SocketServer):
 
     async def _start(self, server: Any, context: ssl.SSLContext | None) -> None:
         server.deadlines = (self.cfg.head_timeout,)
+        # For applications that make Futures, and see no loop that runs: see loopless.
+        asyncio.set_event_loop(asyncio.get_running_loop())
         await super()._start(server, context)
 
     async def worker_stop(self, worker: Any, timeout: float) -> None:
         """See ``SocketServer.worker_stop``."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
-        await super().worker_stop(worker, timeout)
-        if self._site is not None:
-            await self._site.close(max(_PATIENCE, deadline - loop.time()))
+        try:
+            await super().worker_stop(worker, timeout)
+            if self._site is not None:
+                await self._site.close(max(_PATIENCE, deadline - loop.time()))
+        finally:
+            asyncio.set_event_loop(None)

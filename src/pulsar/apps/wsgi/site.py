@@ -14,6 +14,7 @@ from ...wire.http11 import Limits, RequestHeads
 from .access import AccessLog
 from .environ import SERVER_SOFTWARE, constant_environ
 from .head import Heads
+from .recognise import is_asynchronous
 from .threads import Threads
 from .trust import Trust
 
@@ -43,6 +44,8 @@ class Site:
         multiprocess: bool = False,
     ) -> None:
         self.application = application
+        #: It is not ``async``, and sees no running loop: see ``loopless``.
+        self.hides_loop = not is_asynchronous(application)
         self.cfg = cfg
         #: Seconds that the head of a request may take.
         self.head_timeout = float(cfg.head_timeout)
@@ -64,8 +67,10 @@ class Site:
         proxies = cfg.forwarded_allow_ips
         self._trust = Trust(proxies, cfg.forwarded_header) if proxies else None
         self.access = AccessLog(cfg.access_log, cfg.access_log_format) if cfg.access_log else None
-        #: There is something to do for each request that most sites do without.
+        #: There is something to do for each request that most sites do without ...
         self.special = any((self.threads, self._root_path, self._trust, self.access))
+        #: ... and it is about the environment.
+        self.adjusts = bool(self._trust or self._root_path)
         #: Every answer from now on is the last one of its connection.
         self.stopping = False
 
@@ -80,7 +85,7 @@ class Site:
             site = cls._made[key] = cls(application, cfg, server_software)
         return site
 
-    def prepare(self, environ: dict[str, Any]) -> None:
+    def adjust(self, environ: dict[str, Any]) -> None:
         """Take into an environment what a proxy says, and where the application is mounted."""
         if self._trust is not None:
             self._trust.apply(environ)

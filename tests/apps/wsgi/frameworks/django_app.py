@@ -3,6 +3,7 @@
 ``python django_app.py`` makes its database, with the user ``admin``.
 """
 
+import asyncio
 import hashlib
 import os
 import sys
@@ -53,6 +54,12 @@ settings.configure(
     ],
     PASSWORD_HASHERS=["django.contrib.auth.hashers.MD5PasswordHasher"],
     STATIC_URL="static/",
+    LOGGING={
+        "version": 1,
+        "disable_existing_loggers": False,
+        "handlers": {"stderr": {"class": "logging.StreamHandler"}},
+        "loggers": {"django.request": {"handlers": ["stderr"], "level": "ERROR"}},
+    },
 )
 django.setup()
 
@@ -137,6 +144,11 @@ def error(request: HttpRequest) -> HttpResponse:
     raise ValueError("an error of the application's")
 
 
+async def later(request: HttpRequest) -> HttpResponse:
+    await asyncio.sleep(0.001)
+    return HttpResponse("later")
+
+
 urlpatterns = [
     path("admin/", admin.site.urls),
     path("", hello),
@@ -148,6 +160,7 @@ urlpatterns = [
     path("cookie", cookie),
     path("redirect", redirected),
     path("error", error),
+    path("async", later),
 ]
 
 app = get_wsgi_application()

@@ -1,5 +1,6 @@
 """A Flask application with what test_frameworks.py asks for."""
 
+import asyncio
 import hashlib
 import os
 
@@ -72,3 +73,9 @@ def redirected() -> Response:
 @app.get("/error")
 def error() -> str:
     raise ValueError("an error of the application's")
+
+
+@app.get("/async")
+async def later() -> str:
+    await asyncio.sleep(0.001)
+    return "later"
