@@ -175,7 +175,9 @@ class Server:
         self._log.close()
 
     def _answers(self) -> bool:
-        ask = f"GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode() if self._http else b"ready?\r\n\r\n"
+        ask = (
+            f"GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode() if self._http else b"ready?\r\n\r\n"
+        )
         kind = socket.SOCK_DGRAM if self._datagrams else socket.SOCK_STREAM
         with socket.socket(socket.AF_INET, kind) as sock:
             sock.settimeout(0.5)

@@ -12,9 +12,7 @@ StartResponse = Callable[..., Any]
 
 def hello(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
     """13 bytes."""
-    start_response(
-        "200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(HELLO)))]
-    )
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(HELLO)))])
     return [HELLO]
 
 

@@ -1,6 +1,6 @@
 """WSGI servers that are C extensions, and have no command line.
 
-    python serve_c.py bjoern|fastwsgi PORT APPLICATION
+python serve_c.py bjoern|fastwsgi PORT APPLICATION
 """
 
 import importlib

@@ -94,34 +94,34 @@ class AccessLog:
     """Writes a line for each response it is told of.
 
     :param path: of the file, which is appended to; ``-``: standard output
-    :param format: see ``access_format``
+    :param layout: see ``access_format``
 
     Raises ``ImproperlyConfigured`` when the file cannot be opened.
     """
 
-    def __init__(self, path: str, format: str = COMBINED) -> None:
+    def __init__(self, path: str, layout: str = COMBINED) -> None:
         self._path = None if path == "-" else path
         self._descriptor = 1 if self._path is None else _open(self._path)
         self._whole = _takes_whole_lines(self._descriptor)
-        self._json = format == "json"
+        self._json = layout == "json"
         self._escape = _as_json if self._json else _as_text
-        format = _JSON if self._json else format
-        self._parts, self._gets = self._compile(format)
+        layout = _JSON if self._json else layout
+        self._parts, self._gets = self._compile(layout)
         #: It says how long requests take.
-        self.timed = any(f"%({atom})s" in format for atom in "TMDL")
+        self.timed = any(f"%({atom})s" in layout for atom in "TMDL")
         # A request's line, with a %s for each of ``_gets``.
         self._partials: dict[Request | None, str] = {}
         self._lines: list[str] = []
         self._waiting = b""
         self._looked = self._complained = monotonic() - _COMPLAIN
 
-    def _compile(self, format: str) -> tuple[list[str | OfRequest], list[OfResponse]]:
+    def _compile(self, layout: str) -> tuple[list[str | OfRequest], list[OfResponse]]:
         """The parts that depend on the request alone, and what gives the others."""
         parts: list[str | OfRequest] = []
         gets: list[OfResponse] = []
         position = 0
-        for match in _atom.finditer(format):
-            parts.append(format[position : match.start()].replace("%", "%%"))
+        for match in _atom.finditer(layout):
+            parts.append(layout[position : match.start()].replace("%", "%%"))
             position = match.end()
             atom = match[1]
             if atom is None:
