@@ -140,7 +140,7 @@ class AccessLog:
                 else:
                     parts.append("%s")
                     gets.append(self._named_getter(name, kind))
-        parts.append(format[position:].replace("%", "%%") + "\n")
+        parts.append(layout[position:].replace("%", "%%") + "\n")
         return parts, gets
 
     def _response_getter(self, atom: str) -> OfResponse:
