@@ -118,7 +118,7 @@ def test_what_is_remembered_is_bounded() -> None:
         head = b"GET /%d HTTP/1.1\r\nHost: a\r\nX-%d: %d\r\n\r\n" % ((number,) * 3)
         assert heads.find(head) is not None
         render_response(f"200 {number}", [(f"X-{number}", str(number))])
-    assert len(heads._heads) <= http11_request._CACHED
+    assert len(heads.known) <= http11_request._CACHED
     assert len(heads._rests) <= http11_request._CACHED
     for cache in (headers._names, headers._fields, headers._lines):
         assert len(cache) <= headers._CACHED
@@ -134,8 +134,8 @@ def test_what_is_long_is_not_remembered() -> None:
         b"GET / HTTP/1.1\r\nHost: a\r\n" + long + b": y\r\n\r\n",
     ):
         assert heads.find(head) is not None
-    assert all(len(key) <= http11_request._CACHED_LENGTH for key in heads._heads)
-    assert all(len(key) <= http11_request._CACHED_LENGTH for key in heads._rests)
+    assert all(len(key) <= http11_request.KNOWN_LENGTH for key in heads.known)
+    assert all(len(key) <= http11_request.KNOWN_LENGTH for key in heads._rests)
     assert all(len(key) <= headers._CACHED_LENGTH for key in (*headers._names, *headers._fields))
     assert field_line("X", "y" * 300) == b"X: " + b"y" * 300 + b"\r\n"
     assert ("X", "y" * 300) not in headers._lines

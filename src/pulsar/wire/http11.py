@@ -27,12 +27,13 @@ from .http11_framing import (
 )
 from .http11_limits import IncompleteMessage, Limits, MessageRefused
 from .http11_render import CONTINUE, last_chunk, render_chunk, render_request, render_response
-from .http11_request import Request, RequestHeads, RequestParser
+from .http11_request import KNOWN_LENGTH, Request, RequestHeads, RequestParser
 from .http11_response import Response, ResponseParser
 
 __all__ = [
     "CHUNKED",
     "CONTINUE",
+    "KNOWN_LENGTH",
     "UNTIL_CLOSE",
     "Fields",
     "IncompleteMessage",

@@ -40,9 +40,10 @@ UNTIL_CLOSE: Final = -2
 # Longer than any length that is ever accepted, and short enough for int().
 _MOST_DIGITS = 18
 _is_length = re.compile(r"[0-9]+").fullmatch
-# What most Hosts are, for a look that costs less than taking it apart.
-_is_plain_host = re.compile(r"[a-z0-9.\-]+(?::[0-9]{1,4})?").fullmatch
-
+# Hosts that are well-formed. Full, it is emptied: what is in use comes back at once.
+_hosts: set[str] = set()
+_KNOWN_HOSTS = 256
+_KNOWN_HOST_LENGTH = 256
 
 #: What follows a request's head. The body: its length or CHUNKED; whether the peer wants
 #: to send another request behind it; whether it waits for 100 before it sends the body;
@@ -59,8 +60,8 @@ def request_framing(method: str, minor: int, cgi: dict[str, str], limits: Limits
     if host is None:
         if minor:
             raise MessageRefused(400, "Host is missing.")
-    elif not _is_plain_host(host) and split_host(host) is None:
-        raise MessageRefused(400, "Host is malformed.")
+    elif host not in _hosts:
+        _look_at_host(host)
     connection = options(cgi.get("HTTP_CONNECTION"))
     keep_alive = keeps_alive(minor, connection)
     coding = cgi.get("HTTP_TRANSFER_ENCODING")
@@ -88,6 +89,15 @@ def request_framing(method: str, minor: int, cgi: dict[str, str], limits: Limits
         if "upgrade" in connection:
             upgrade = cgi.get("HTTP_UPGRADE", "")
     return body, keep_alive, expect_continue, upgrade
+
+
+def _look_at_host(host: str) -> None:
+    if split_host(host) is None:
+        raise MessageRefused(400, "Host is malformed.")
+    if len(host) <= _KNOWN_HOST_LENGTH:
+        if len(_hosts) >= _KNOWN_HOSTS:
+            _hosts.clear()
+        _hosts.add(host)
 
 
 def response_framing(

@@ -25,11 +25,11 @@ from .http11_start import RequestLine, plain_target, read_request_line
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Request", "RequestHeads", "RequestParser"]
+__all__ = ["KNOWN_LENGTH", "Request", "RequestHeads", "RequestParser"]
 
 # Heads up to this many bytes are kept, so many of them, and so many without their
 # targets. Full, a cache is emptied: what is in use comes back at once.
-_CACHED_LENGTH = 2048
+KNOWN_LENGTH = 2048
 _CACHED = 256
 
 _VERSIONS = ("HTTP/1.0", "HTTP/1.1")
@@ -43,6 +43,7 @@ class Request:
         "body",
         "environ",
         "expect_continue",
+        "extra",
         "fields",
         "keep_alive",
         "method",
@@ -72,6 +73,8 @@ class Request:
         self.minor = minor
         self.body, self.keep_alive, self.expect_continue, self.upgrade = framing
         self.fields = fields
+        #: For servers: what they make of this head, once for all that are equal.
+        self.extra: Any = None
         #: Of the head, in bytes, from the request line on.
         self.size = size
         #: The constants, what CGI has for the head (RFC 3875 section 4.1), and ``RAW_URI``.
@@ -95,7 +98,7 @@ class Request:
 class RequestHeads:
     """Finds requests by the bytes of their heads. One serves many connections."""
 
-    __slots__ = ("_heads", "_longest", "_rests", "constants", "limits")
+    __slots__ = ("_longest", "_rests", "constants", "known", "limits")
 
     def __init__(
         self, limits: Limits | None = None, constants: Mapping[str, Any] | None = None
@@ -103,8 +106,9 @@ class RequestHeads:
         """``constants``: what the environment of every request begins with."""
         self.constants = dict(constants or {})
         self.limits = limits = Limits() if limits is None else limits
-        # By the whole head; and by what follows "HTTP/1." in it.
-        self._heads: dict[bytes, Request] = {}
+        #: Some that were found, by their whole heads: for who cannot spare a call.
+        self.known: dict[bytes, Request] = {}
+        # By what follows "HTTP/1." in a head.
         self._rests: dict[bytes, tuple[int, Fields, RequestFraming]] = {}
         # No line in a head up to this length is too long.
         self._longest = min(limits.start_line, limits.field, limits.head)
@@ -116,18 +120,14 @@ class RequestHeads:
         ``data`` to a ``RequestParser`` then. The body begins at ``request.size``.
         """
         size = len(data)
-        if size <= _CACHED_LENGTH:
-            request = self._heads.get(data)
-            if request is not None:
-                return request
         end = data.find(b"\r\n\r\n") + 4
         if end < 4 or end > self._longest:
             return None
         if end < size:
             data = data[:end]
-            request = self._heads.get(data) if end <= _CACHED_LENGTH else None
-            if request is not None:
-                return request
+        request = self.known.get(data) if end <= KNOWN_LENGTH else None
+        if request is not None:
+            return request
         begin, _, rest = data.partition(b" HTTP/1.")
         match = plain_target(begin.decode("latin-1"))
         if match is None:
@@ -139,10 +139,10 @@ class RequestHeads:
         method, target, path, query = match.groups("")
         line = method, target, path, query, None, minor
         request = Request(line, fields, framing, end, self.constants)
-        if end <= _CACHED_LENGTH:
-            if len(self._heads) >= _CACHED:
-                self._heads.clear()
-            self._heads[data] = request
+        if end <= KNOWN_LENGTH:
+            if len(self.known) >= _CACHED:
+                self.known.clear()
+            self.known[data] = request
         return request
 
     def _split(self, rest: bytes) -> tuple[int, Fields, RequestFraming] | None:
@@ -159,7 +159,7 @@ class RequestHeads:
         if len(fields) > self.limits.fields:
             return None
         known = minor, fields, framing
-        if len(rest) <= _CACHED_LENGTH:
+        if len(rest) <= KNOWN_LENGTH:
             if len(self._rests) >= _CACHED:
                 self._rests.clear()
             self._rests[rest] = known

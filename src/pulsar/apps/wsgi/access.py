@@ -53,13 +53,14 @@ _KEPT = 1000
 _KEPT_OF_ESCAPES = _KEPT // 6
 _odd = re.compile(r"[^ !#-\[\]-~]")
 
-# So many requests, and addresses, are kept as they are written.
+# So many values, and addresses, are kept as they are written, if they are this long at most.
 _CACHED = 512
+_CACHED_LENGTH = 256
 
 # Seconds that a line may be kept, and how many lines; bytes that may wait for a reader that
 # is slow.
 _FLUSH = 0.1
-_LINES = 1000
+_LINES = 250
 _WAITING = 1024 * 1024
 
 # Seconds between looks whether the file has been moved, and between complaints.
@@ -106,42 +107,45 @@ class AccessLog:
         self._json = layout == "json"
         self._escape = _as_json if self._json else _as_text
         layout = _JSON if self._json else layout
-        self._parts, self._gets = self._compile(layout)
+        self._frame, self._asks, self._gets = self._compile(layout)
         #: It says how long requests take.
         self.timed = any(f"%({atom})s" in layout for atom in "TMDL")
-        # A request's line, with a %s for each of ``_gets``.
-        self._partials: dict[Request | None, str] = {}
+        # What has been escaped; clients repeat themselves.
+        self._escaped: dict[str | None, str] = {}
         self._lines: list[str] = []
         self._waiting = b""
         self._looked = self._complained = monotonic() - _COMPLAIN
 
-    def _compile(self, layout: str) -> tuple[list[str | OfRequest], list[OfResponse]]:
-        """The parts that depend on the request alone, and what gives the others."""
-        parts: list[str | OfRequest] = []
+    def _compile(self, layout: str) -> tuple[str, list[OfRequest], list[OfResponse]]:
+        """A line with %s for what gets escaped, %%s for the rest, and what gives the two."""
+        texts: list[str] = []
+        asks: list[OfRequest] = []
         gets: list[OfResponse] = []
         position = 0
         for match in _atom.finditer(layout):
-            parts.append(layout[position : match.start()].replace("%", "%%"))
+            texts.append(layout[position : match.start()].replace("%", "%%%%"))
             position = match.end()
             atom = match[1]
             if atom is None:
-                parts.append("%%")
+                texts.append("%%%%")
             elif atom in _CONSTANT:
-                parts.append(_CONSTANT[atom]().replace("%", "%%"))
+                texts.append(_CONSTANT[atom]().replace("%", "%%%%"))
             elif atom in _REQUEST:
-                parts.append(_REQUEST[atom])
+                texts.append("%s")
+                asks.append(_REQUEST[atom])
             elif atom in _RESPONSE:
-                parts.append("%s")
+                texts.append("%%s")
                 gets.append(self._response_getter(atom))
             else:
                 name, kind = _with_name(atom).groups()  # type: ignore[union-attr]
                 if kind == "i":
-                    parts.append(_field_getter(name))
+                    texts.append("%s")
+                    asks.append(_field_getter(name))
                 else:
-                    parts.append("%s")
+                    texts.append("%%s")
                     gets.append(self._named_getter(name, kind))
-        parts.append(layout[position:].replace("%", "%%") + "\n")
-        return parts, gets
+        texts.append(layout[position:].replace("%", "%%%%") + "\n")
+        return "".join(texts), asks, gets
 
     def _response_getter(self, atom: str) -> OfResponse:
         if atom != "h":
@@ -169,7 +173,7 @@ class AccessLog:
     def log(self, response: HttpServerResponse) -> None:
         """Write the line for a response that is complete, or has ended otherwise."""
         request = response.request
-        partial = self._partials.get(request) or self._partial(request)
+        partial = (request and request.extra) or self._partial(request)
         self._lines.append(partial % tuple([get(response) for get in self._gets]))
         if len(self._lines) == 1:
             asyncio.get_running_loop().call_later(_FLUSH, self.flush)
@@ -177,17 +181,24 @@ class AccessLog:
             self.flush()
 
     def _partial(self, request: Request | None) -> str:
+        """A request's line, with a %s for each of ``_gets``; kept with it."""
+        known = self._escaped.get
         texts = []
-        for part in self._parts:
-            if isinstance(part, str):
-                texts.append(part)
-            else:
-                value = part(request) if request is not None else None
-                texts.append(self._escape(value).replace("%", "%%"))
-        if len(self._partials) >= _CACHED:
-            self._partials.clear()
-        partial = self._partials[request] = "".join(texts)
+        for ask in self._asks:
+            value = ask(request) if request is not None else None
+            texts.append(known(value) or self._remember(value))
+        partial = self._frame % tuple(texts)
+        if request is not None:
+            request.extra = partial
         return partial
+
+    def _remember(self, value: str | None) -> str:
+        escaped = self._escape(value).replace("%", "%%")
+        if value is None or len(value) <= _CACHED_LENGTH:
+            if len(self._escaped) >= _CACHED:
+                self._escaped.clear()
+            self._escaped[value] = escaped
+        return escaped
 
     def flush(self) -> None:
         """Write what there is."""
@@ -294,7 +305,10 @@ def _field_getter(name: str) -> OfRequest:
 
 
 def _user(request: Request) -> str | None:
-    scheme, _, credentials = (request.fields.get("authorization") or "").partition(" ")
+    authorization = request.fields.cgi.get("HTTP_AUTHORIZATION")
+    if authorization is None:
+        return None
+    scheme, _, credentials = authorization.partition(" ")
     if scheme.lower() != "basic":
         return None
     try:
@@ -304,7 +318,7 @@ def _user(request: Request) -> str | None:
 
 
 def _protocol(request: Request) -> str:
-    return f"HTTP/1.{request.minor}"
+    return "HTTP/1.1" if request.minor else "HTTP/1.0"
 
 
 def _peer(response: HttpServerResponse) -> str:
@@ -365,8 +379,8 @@ _REQUEST: dict[str | None, OfRequest] = {
     "target": lambda request: request.target,
     "q": lambda request: request.query,
     "H": _protocol,
-    "f": lambda request: request.fields.get("referer"),
-    "a": lambda request: request.fields.get("user-agent"),
+    "f": lambda request: request.fields.cgi.get("HTTP_REFERER"),
+    "a": lambda request: request.fields.cgi.get("HTTP_USER_AGENT"),
     "u": _user,
 }
 

@@ -36,6 +36,10 @@ def constant_environ(
         "wsgi.file_wrapper": FileWrapper,
         "SCRIPT_NAME": root_path,
         "SERVER_SOFTWARE": SERVER_SOFTWARE,
+        # A connection and a response put theirs here: a place that is there is filled for
+        # less than one that has to be made.
+        **connection_environ(None, None, secure=False),
+        "wsgi.early_hints": None,
     }
 
 

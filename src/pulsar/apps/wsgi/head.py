@@ -174,10 +174,11 @@ class Heads:
     :param server: for the field ``Server``; None: there is none
     """
 
-    __slots__ = ("_date", "_plans", "_server", "own", "until")
+    __slots__ = ("_date", "_server", "known", "own", "until")
 
     def __init__(self, server: str | None) -> None:
-        self._plans: dict[tuple[object, ...], Plan] = {}
+        #: Some that were made: for who cannot spare a call.
+        self.known: dict[tuple[object, ...], Plan] = {}
         self._server = field_line("Server", server) if server is not None else b""
         self._date = b""
         #: ``Date`` and ``Server``; another object for each second.
@@ -191,15 +192,15 @@ class Heads:
             raise InvalidMessage(f"headers are a list of pairs, not {type(headers).__name__}")
         key = (status, *headers)
         try:
-            plan = self._plans.get(key)
+            plan = self.known.get(key)
         except TypeError:  # a pair is a list
             return Plan(status, [tuple(pair) for pair in headers])
         if plan is None:
             plan = Plan(status, headers)
             if plan.recurs and len(plan.head) <= _CACHED_HEAD:
-                if len(self._plans) >= _CACHED:
-                    self._plans.clear()
-                self._plans[key] = plan
+                if len(self.known) >= _CACHED:
+                    self.known.clear()
+                self.known[key] = plan
         return plan
 
     def tick(self) -> None:

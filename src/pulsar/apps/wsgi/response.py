@@ -33,6 +33,7 @@ from ...protocols.flow import LOST, WRITTEN
 from ...wire.http11 import (
     CHUNKED,
     CONTINUE,
+    KNOWN_LENGTH,
     UNTIL_CLOSE,
     MessageRefused,
     Request,
@@ -50,11 +51,11 @@ from .environ import connection_environ
 from .head import CLOSE, KEEP_ALIVE, Plan, length_line
 from .loopless import with_loop
 from .site import Site
-from .threads import ThreadCall
 
 if TYPE_CHECKING:
     from ...config import Config
     from ...protocols.connection import Connection, ConsumerFactory
+    from .threads import ThreadCall
 
 __all__ = ["HttpServerResponse"]
 
@@ -118,6 +119,7 @@ class HttpServerResponse(ProtocolConsumer):
         "iterable",
         "site",
         "status",
+        "threaded",
     )
 
     #: The head of the request; before it is complete None, and then what reads it.
@@ -142,6 +144,8 @@ class HttpServerResponse(ProtocolConsumer):
 
     #: The thread that calls the application, as long as it does.
     call: ThreadCall | None
+    #: A thread has called it. Unset where there are none.
+    threaded: bool
 
     #: What the application has returned, as long as it has to be closed.
     iterable: Any
@@ -189,8 +193,8 @@ class HttpServerResponse(ProtocolConsumer):
         self._more = False
         self._left = 0
         heads = self.site.heads
-        request = heads.find(data)
-        if request is None:
+        request = heads.known.get(data) if len(data) <= KNOWN_LENGTH else None
+        if request is None and (request := heads.find(data)) is None:
             return self._read_first(RequestParser(heads), data)
         end = request.size
         length = request.body
@@ -326,10 +330,8 @@ class HttpServerResponse(ProtocolConsumer):
             self.fail(exc)
 
     def _handed_over(self, environ: dict[str, Any]) -> bool:
-        """Do what few sites need; True: a thread calls the application."""
+        """Do what few sites need; True: the application is called elsewhere."""
         site = self.site
-        connection = self.connection
-        assert connection is not None
         if site.adjusts:
             site.adjust(environ)
         if site.access is not None:
@@ -339,9 +341,7 @@ class HttpServerResponse(ProtocolConsumer):
                 self.status = self.body_sent = 0
         if site.threads is None:
             return False
-        connection.hold()
-        call = self.call = ThreadCall(self, environ, site.threads)
-        site.threads.submit(call.run)
+        site.threads.take(self, environ)
         return True
 
     # What the application calls
@@ -370,7 +370,15 @@ class HttpServerResponse(ProtocolConsumer):
                 exc_info = None
         elif self._plan is not None:
             raise PulsarException("start_response was called before, and there is no exc_info")
-        self._plan = self.site.responses.plan(status, response_headers)
+        responses = self.site.responses
+        plan = None
+        if type(response_headers) is list:
+            try:
+                # As plan does.
+                plan = responses.known.get((status, *response_headers))
+            except TypeError:
+                pass  # a pair is a list
+        self._plan = plan or responses.plan(status, response_headers)
         return self.write
 
     def write(self, data: bytes, force: bool = False) -> Any:  # type: ignore[override]
@@ -673,7 +681,7 @@ class HttpServerResponse(ProtocolConsumer):
         """Close what the application has returned, and what it has read from."""
         iterable, self.iterable = self.iterable, None
         if iterable is not None:
-            if self.site.threads is not None:
+            if self.site.threads is not None and self.threaded:
                 # It may have to do with what its thread has opened, and it may wait.
                 self.site.threads.submit(lambda: close_iterable(iterable))
             else:
