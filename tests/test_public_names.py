@@ -40,6 +40,7 @@ PROMISED: dict[str, list[str]] = {
     "pulsar.apps.socket": ["SocketServer", "UdpSocketServer"],
     "pulsar.apps.wsgi": ["WSGIServer"],
     "pulsar.apps.wsgi.server": ["HttpServerResponse", "test_wsgi_environ"],
+    "pulsar.testing": ["Server", "serve"],
     "pulsar.framing": ["DelimiterFramer", "LengthFramer", "LineFramer"],
 }
 PATHS = [(module, name) for module, names in PROMISED.items() for name in names]

@@ -106,6 +106,7 @@ else:
             "events": "",
             "framing": "",
             "protocols": "",
+            "testing": "",
         },
     )
 

@@ -33,7 +33,8 @@ __all__ = ["Application", "MultiApp", "get_application"]
 
 logger = logging.getLogger("pulsar.server")
 
-_running: dict[str, Application] = {}
+# The applications that run in this process, by name.
+running: dict[str, Application] = {}
 
 # Functions of the user's that an application calls: see Application.
 HOOKS = ("when_ready", "post_fork", "on_worker_start", "on_worker_stop")
@@ -163,12 +164,12 @@ class Application(EventHandler):
 
     def info(self) -> dict[str, Any]:
         """What there is to know about this application, as plain data."""
-        return {"name": self.name, "running": self.name in _running}
+        return {"name": self.name, "running": self.name in running}
 
     def _serve(self) -> None:
-        if self.name in _running:
+        if self.name in running:
             raise ImproperlyConfigured(f"an application called {self.name} is running already")
-        _running[self.name] = self
+        running[self.name] = self
         code = 0
         try:
             if self.serves_alone() and not is_fork_server():
@@ -178,7 +179,7 @@ class Application(EventHandler):
                 code = self._run_tree()
         finally:
             self._runner = None
-            del _running[self.name]
+            del running[self.name]
             if not self.fired_event("stop"):
                 self.fire_event("stop")
         if code:
@@ -270,7 +271,7 @@ class Application(EventHandler):
 
     def forked(self, worker: Any) -> None:
         """Called first thing in a worker process."""
-        _running[self.name] = self
+        running[self.name] = self
         if "post_fork" in self._hooks:
             self._hooks["post_fork"](worker)
 
@@ -423,7 +424,7 @@ class MultiApp(Application):
     def _run_tree(self) -> int:
         applications = self.applications
         for application in applications:
-            _running[application.name] = application
+            running[application.name] = application
         try:
             return run_tree(
                 self.loaded,
@@ -435,7 +436,7 @@ class MultiApp(Application):
             )
         finally:
             for application in applications:
-                _running.pop(application.name, None)
+                running.pop(application.name, None)
 
     def prepare(self) -> None:
         """Prepare each application."""
@@ -456,9 +457,9 @@ async def get_application(name: str) -> Application:
     Raises ``LookupError`` when there is none.
     """
     try:
-        return _running[name]
+        return running[name]
     except KeyError:
-        known = ", ".join(sorted(_running)) or "none"
+        known = ", ".join(sorted(running)) or "none"
         raise LookupError(f"no application is called {name!r}; running: {known}") from None
 
 

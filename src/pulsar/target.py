@@ -27,7 +27,7 @@ from .net import parse_bind
 from .protocols.kinds import is_datagram_class
 from .version import __version__
 
-__all__ = ["find_application", "flag_parser"]
+__all__ = ["application_for", "find_application", "flag_parser"]
 
 USAGE = "pulsar serve MODULE:THING [options]"
 
@@ -56,7 +56,7 @@ def find_application(target: str, arguments: list[str], cfg: Config) -> Applicat
         _change_directory(cfg.chdir)
     thing = _load(target)
     os.chdir(here)  # the paths in settings are taken from there
-    application = _application(thing, target, cfg)
+    application = application_for(thing, target, cfg)
     namespace = flag_parser(application).parse_args(arguments)
     try:
         application.load_config(namespace=namespace)
@@ -86,7 +86,7 @@ def flag_parser(application: Application) -> FlagParser:
     return parser
 
 
-def _application(thing: Any, target: str, cfg: Config) -> Application:
+def application_for(thing: Any, target: str, cfg: Config) -> Application:
     """The application that serves ``thing``, named after its ``target``."""
     if isinstance(thing, Application):
         return thing
