@@ -15,6 +15,7 @@ import timeit
 from collections.abc import Callable, Iterable
 
 import httptools
+
 from pulsar.apps.wsgi import WSGIServer
 from pulsar.apps.wsgi.response import HttpServerResponse
 from pulsar.apps.wsgi.site import Site

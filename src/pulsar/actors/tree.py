@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .arbiter import Arbiter
 
 # Modules of the library that argparse, logging and sockets import when they need them.
-_IMPORTED_LATE = ("encodings.idna", "linecache", "shutil", "tokenize")
+_IMPORTED_LATE = ("encodings.idna", "linecache", "shutil", "tempfile", "tokenize")
 
 __all__ = ["ServeAlone", "arbiter", "can_fork", "is_fork_server", "run_tree"]
 

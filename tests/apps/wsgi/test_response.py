@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
+from email.utils import formatdate
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from pulsar import ProtocolConsumer, TcpServer
 from pulsar.apps.wsgi import HttpServerResponse, WSGIServer
+from pulsar.apps.wsgi.head import http_date
 from pulsar.apps.wsgi.server import HttpServerResponse as FromTheServersModule
 from pulsar.errors import InvalidMessage, PulsarException
 from tests.apps.wsgi.client import Client, request
@@ -356,3 +358,9 @@ def test_an_application_may_take_its_time(run: Run) -> None:
 
     settings = {"stall_timeout": 0.2, "head_timeout": 0.2, "keep_alive": 0.2}
     assert asked(run, app, **settings).body == b"hello"
+
+
+def test_dates() -> None:
+    for second in (0, 784111777, 951782400, 1709164800, 4102444799):
+        assert http_date(second) == formatdate(second, usegmt=True)
+    assert http_date(784111777) == "Sun, 06 Nov 1994 08:49:37 GMT"  # RFC 9110's example

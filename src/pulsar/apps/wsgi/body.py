@@ -7,7 +7,6 @@ Leaves: where it ends, and how long it may be, to ``wire.http11``.
 from __future__ import annotations
 
 import io
-import tempfile
 from typing import IO, NoReturn
 
 __all__ = ["NO_INPUT", "Body", "EmptyInput"]
@@ -59,6 +58,8 @@ class Body:
             return
         self._memory += data
         if self.size > _IN_MEMORY:
+            import tempfile  # only here: most servers never get there
+
             self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the request
             self._file.write(self._memory)
             self._memory = bytearray()

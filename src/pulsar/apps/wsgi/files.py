@@ -11,7 +11,7 @@ import asyncio
 import io
 import os
 import stat
-import tempfile
+import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -124,7 +124,9 @@ async def _send_by_kernel(
 
 def _plain_file(filelike: Any) -> tuple[int, int, int] | None:
     """Descriptor, position and the number of bytes that are left."""
-    if isinstance(filelike, tempfile._TemporaryFileWrapper):  # noqa: SLF001 - no other name
+    # A file of that kind is made by that module, which is not imported for its sake.
+    tempfile = sys.modules.get("tempfile")
+    if tempfile is not None and isinstance(filelike, tempfile._TemporaryFileWrapper):  # noqa: SLF001
         filelike = filelike.file
     if type(filelike) not in _PLAIN_FILES:
         return None

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from email.utils import formatdate
-from time import monotonic, time
+from time import gmtime, monotonic, time
 
 from ...errors import InvalidMessage
 from ...wire.http11 import field_line, has_framing_fields
@@ -60,6 +59,9 @@ _known: dict[tuple[str, str], tuple[bytes, int]] = {}
 _statuses: dict[str, tuple[bytes, int]] = {}
 
 _warned: set[str] = set()
+
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
 class Plan:
@@ -118,6 +120,16 @@ class Plan:
         self.whole = self.own = b""
         self.size = -1
 
+    def plus(self, line: bytes) -> Plan:
+        """The same with a header line more, which is new each time."""
+        plan = object.__new__(Plan)
+        plan.head = self.head + line
+        plan.code, plan.bodied, plan.length = self.code, self.bodied, self.length
+        plan.dated, plan.named, plan.recurs = self.dated, self.named, False
+        plan.whole = plan.own = b""
+        plan.size = -1
+        return plan
+
     def _announce(self, value: str) -> None:
         if self.length is not None or not (value.isascii() and value.isdigit()):
             raise InvalidMessage(f"Content-Length cannot be {value!r}, or be given twice")
@@ -168,6 +180,15 @@ def length_line(size: int) -> bytes:
     return b"Content-Length: %d\r\n" % size
 
 
+def http_date(second: int) -> str:
+    """The date of ``second``, since the epoch, as fields have it (RFC 9110 section 5.6.7)."""
+    year, month, day, hour, minute, sec, weekday, *_ = gmtime(second)
+    return (
+        f"{_DAYS[weekday]}, {day:02d} {_MONTHS[month - 1]} {year:04d} "
+        f"{hour:02d}:{minute:02d}:{sec:02d} GMT"
+    )
+
+
 class Heads:
     """The plans of one server, and the lines that it adds to each of them.
 
@@ -208,7 +229,7 @@ class Heads:
         now = time()
         second = int(now)
         self.until = monotonic() + second + 1 - now
-        self._date = f"Date: {formatdate(second, usegmt=True)}\r\n".encode()
+        self._date = f"Date: {http_date(second)}\r\n".encode()
         self.own = self._date + self._server
 
     def own_lines(self, plan: Plan) -> bytes:
