@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pulsar.errors import ImproperlyConfigured
-from pulsar.net import Bind, connect_address, format_address, parse_bind
+from pulsar.net import Bind, Networks, connect_address, format_address, network, parse_bind
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="abstract names exist on Linux only")
 
@@ -53,6 +53,12 @@ ACCEPTED = [
     ("systemd", Bind("systemd")),
     ("tcp://unix:80", Bind("tcp", "unix", 80)),
     ("systemd:?tls=on", Bind("systemd", tls=True)),
+    (
+        ":80?proxy_protocol=on&tls=off",
+        Bind("inet", "", 80, tls=False, proxy_protocol=True),
+    ),
+    ("unix:/x?proxy_protocol=on", Bind("unix", path="/x", proxy_protocol=True)),
+    ("fd://3?proxy_protocol=off", Bind("fd", fd=3)),
 ]
 
 
@@ -132,6 +138,9 @@ REFUSED = [
     (":80?tsl=on", "unknown option 'tsl', did you mean 'tls'?"),
     (":80?mode=660", "option 'mode' has no meaning here"),
     ("udp://:53?tls=on", "option 'tls' has no meaning here"),
+    ("udp://:53?proxy_protocol=on", "option 'proxy_protocol' has no meaning here"),
+    (":80?proxy_protocol=v2", "option 'proxy_protocol' is 'on' or 'off', not 'v2'"),
+    (":80?proxy-protocol=on", "unknown option 'proxy-protocol', did you mean 'proxy_protocol'?"),
     ("fd://", "'' is not a descriptor number"),
     ("fd://x", "'x' is not a descriptor number"),
     ("fd://-1", "'-1' is not a descriptor number"),
@@ -286,3 +295,27 @@ def test_an_address_is_shown_to_people(sockname: object, shown: str) -> None:
 @pytest.mark.parametrize("text", ["127.0.0.1:8060", "[::1]:8060", "unix:/run/x.sock"])
 def test_what_is_shown_can_be_connected_to(text: str) -> None:
     assert format_address(connect_address(text)) == text
+
+
+def test_who_belongs_to_networks() -> None:
+    networks = Networks(["10.0.0.0/24", "2001:db8::/32", "192.0.2.1"])
+    for address in ("10.0.0.255", "2001:db8::1", "192.0.2.1", "::ffff:10.0.0.1"):
+        assert address in networks, address
+    for address in ("10.0.1.1", "2001:db9::1", "192.0.2.2", "", "nonsense", "10.0.0.1.1"):
+        assert address not in networks, address
+    assert "" in Networks(["unix"])
+    assert "10.0.0.1" not in Networks(["unix"])
+    everybody = Networks(["*"])
+    assert all(address in everybody for address in ("", "10.0.0.1", "::1"))
+    # A peer with many addresses costs no memory.
+    for number in range(5000):
+        assert f"10.1.{number // 256}.{number % 256}" not in networks
+    assert len(networks._known) <= 1024
+
+
+def test_a_network_is_written_as_an_address_or_with_a_mask() -> None:
+    for good in ("10.0.0.0/8", "10.0.0.1", "::1", "unix", "*"):
+        assert network(good)
+    for bad in ("10.0.0.1/8", "localhost", "", "10.0.0"):
+        with pytest.raises(ValueError, match="give an IP address"):
+            network(bad)

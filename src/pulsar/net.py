@@ -1,7 +1,8 @@
 """Addresses: what people write and read when they mean a socket.
 
 Owns: the grammar of a bind (``parse_bind``, ``Bind``), the address of a client
-(``connect_address``) and the printed form of any socket name (``format_address``).
+(``connect_address``), the printed form of any socket name (``format_address``), and who
+belongs to a list of networks (``network``, ``Networks``).
 Leaves: opening sockets, and whether an address exists on this machine, to
 ``pulsar.sockets``.
 """
@@ -12,6 +13,7 @@ import socket
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from ipaddress import ip_address, ip_network
 from typing import Any, Literal, TypeAlias, cast
 
 from pulsar.errors import ImproperlyConfigured
@@ -30,18 +32,24 @@ _BIND_FORMS = (
 _CONNECT_FORMS = "(HOST, PORT), 'HOST:PORT', '[IPV6]:PORT' and 'unix:PATH'"
 _SCHEMES = ("tcp", "udp", "unix", "fd", "systemd")
 _OPTIONS: dict[Scheme, tuple[str, ...]] = {
-    "inet": ("tls",),
-    "tcp": ("tls",),
+    "inet": ("tls", "proxy_protocol"),
+    "tcp": ("tls", "proxy_protocol"),
     "udp": (),
-    "unix": ("mode", "user", "group", "tls"),
-    "fd": ("tls",),
-    "systemd": ("tls",),
+    "unix": ("mode", "user", "group", "tls", "proxy_protocol"),
+    "fd": ("tls", "proxy_protocol"),
+    "systemd": ("tls", "proxy_protocol"),
 }
 _SWITCH = {"on": True, "off": False}
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_.])?")
 _PORT = re.compile(r"[0-9]{1,5}")
 _DESCRIPTOR = re.compile(r"[0-9]{1,9}")
 _MODE = re.compile(r"0?[0-7]{3}")
+
+#: For ``Networks``: this machine alone.
+NEARBY = ("127.0.0.1", "::1", "unix")
+
+# So many addresses are kept with what was found out about them.
+_CACHED = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +61,8 @@ class Bind:
     interfaces, port 0 any free port. A ``path`` that begins with ``@`` is an
     abstract name (Linux). ``mode``, ``user`` and ``group`` belong to the file of
     a Unix socket; ``None`` and ``""`` leave what the system gives it. ``tls`` is
-    ``None`` where the text leaves the choice to the settings.
+    ``None`` where the text leaves the choice to the settings. With
+    ``proxy_protocol`` each connection begins with a header of the PROXY protocol.
     """
 
     scheme: Scheme
@@ -65,6 +74,7 @@ class Bind:
     user: str = ""
     group: str = ""
     tls: bool | None = None
+    proxy_protocol: bool = False
 
     @property
     def type(self) -> socket.SocketKind | None:
@@ -109,6 +119,8 @@ class Bind:
             options.append(f"group={self.group}")
         if self.tls is not None:
             options.append("tls=on" if self.tls else "tls=off")
+        if self.proxy_protocol:
+            options.append("proxy_protocol=on")
         return f"{text}?{'&'.join(options)}" if options else text
 
 
@@ -119,8 +131,9 @@ def parse_bind(text: str, *, default_port: int = DEFAULT_PORT) -> Bind:
     IPv6), ``[IPV6]:PORT``, the same behind ``tcp://`` or ``udp://``,
     ``unix:PATH`` and ``unix:///PATH``, ``unix:@NAME`` (Linux), ``fd://N`` (a
     descriptor that was inherited) and ``systemd:`` (all that systemd passes).
-    Options follow a ``?``: ``tls=on``, ``tls=off`` wherever streams are served;
-    ``mode=0660``, ``user=NAME`` and ``group=NAME`` behind ``unix:PATH``.
+    Options follow a ``?``: ``tls=on``, ``tls=off`` and ``proxy_protocol=on``
+    wherever streams are served; ``mode=0660``, ``user=NAME`` and ``group=NAME``
+    behind ``unix:PATH``.
 
     Raises ``ImproperlyConfigured`` for everything else.
     """
@@ -206,6 +219,53 @@ def format_address(sockname: object) -> str:
         case _:
             return "-"
     return f"unix:@{name[1:]}" if name.startswith("\0") else f"unix:{name}"
+
+
+def network(value: object) -> str:
+    """An address, a network, ``unix`` or ``*``, as text. Raises ``ValueError``."""
+    text = str(value)
+    try:
+        if text not in {"*", "unix"}:
+            ip_network(text)
+    except ValueError:
+        raise ValueError("give an IP address, a network such as 10.0.0.0/8, unix or *") from None
+    return text
+
+
+class Networks:
+    """Tells whether an address is one of some: ``address in networks``.
+
+    :param texts: as ``network`` returns them: addresses and networks; ``unix``: who
+        connects by a Unix socket, whose address is an empty text; ``*``: anybody
+    """
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        given = set(texts)
+        self._anybody = "*" in given
+        self._unix = "unix" in given or self._anybody
+        self._networks = [ip_network(one) for one in given - {"*", "unix"}]
+        self._known: dict[str, bool] = {}
+
+    def __contains__(self, address: str) -> bool:
+        known = self._known.get(address)
+        if known is None:
+            known = self._look(address)
+            if len(self._known) >= _CACHED:
+                self._known.clear()
+            self._known[address] = known
+        return known
+
+    def _look(self, address: str) -> bool:
+        if not address:
+            return self._unix
+        if self._anybody:
+            return True
+        try:
+            found = ip_address(address.partition("%")[0])
+        except ValueError:
+            return False
+        mapped = getattr(found, "ipv4_mapped", None)
+        return any((mapped or found) in network for network in self._networks)
 
 
 def _join(host: str, port: int) -> str:
@@ -300,9 +360,11 @@ def _parse_options(scheme: Scheme, query: str) -> dict[str, Any]:
 def _option_value(name: str, value: str) -> Any:
     if not value:
         raise ValueError(f"option {name!r} has no value")
-    if name == "tls":
+    if name in ("tls", "proxy_protocol"):
         if value not in _SWITCH:
-            raise ValueError(f"option 'tls' is 'on' or 'off', not {value!r}")
+            raise ValueError(f"option {name!r} is 'on' or 'off', not {value!r}")
+        if name == "proxy_protocol" and value == "on" and sys.platform == "win32":
+            raise ValueError("the PROXY protocol is not spoken on Windows")
         return _SWITCH[value]
     if name == "mode":
         if not _MODE.fullmatch(value):

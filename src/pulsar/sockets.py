@@ -72,6 +72,8 @@ def open_sockets(
     try:
         if bind.type not in (None, type):
             raise _RefusedError(f"the server needs a {_TYPE_NAMES[type]} socket")
+        if bind.proxy_protocol and type != socket.SOCK_STREAM:
+            raise _RefusedError("the PROXY protocol is for streams, not for datagrams")
         match bind.scheme:
             case "unix":
                 return [_open_unix(bind, backlog)]

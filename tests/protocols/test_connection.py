@@ -1137,6 +1137,64 @@ def test_a_half_close_that_the_consumer_answers() -> None:
     assert transport.closing
 
 
+class Counting(ProtocolConsumer):
+    """A line that begins with a bang is answered when it is told to; keeps what it hears."""
+
+    heard: list[str]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = b""
+
+    def data_received(self, data: bytes) -> bytes | None:
+        line, end, rest = data.partition(b"\n")
+        self.line += line
+        self.heard.append(f"{data!r}")
+        if end and self.line.startswith(b"!"):
+            self.connection.hold()
+        elif end:
+            self.finished()
+        return rest or None
+
+    def answer(self) -> None:
+        self.finished()
+        self.connection.release()
+
+    def eof_received(self) -> None:
+        self.heard.append("end")
+        if not self.line.startswith(b"!"):
+            self.connection.close()
+
+
+@pytest.mark.parametrize(
+    ("held", "told"),
+    [
+        (b"", ["b'!\\n'", "end"]),
+        # It is told to whom nothing else will tell that there is no more to come.
+        (b"two", ["b'!\\n'", "b'two'", "end"]),
+        (b"!\ntwo\nthr", ["b'!\\n'", "b'!\\ntwo\\nthr'", "b'two\\nthr'", "b'thr'", "end"]),
+    ],
+)
+def test_a_half_close_behind_what_is_held(held: bytes, told: list[str]) -> None:
+    heard: list[str] = []
+    made: list[Counting] = []
+
+    def factory() -> Counting:
+        made.append(Counting())
+        made[-1].heard = heard
+        return made[-1]
+
+    connection, transport = serve(factory)
+    connection.data_received(b"!\n")
+    if held:
+        connection.data_received(held)
+    assert connection.eof_received()
+    for index in range(2 if held.startswith(b"!") else 1):
+        made[index].answer()
+    assert heard == told
+    assert transport.closing
+
+
 def test_a_half_close_in_a_long_answer(run: Callable[..., Any]) -> None:
     """Reading does not start again, for a loop would tell of the same end once more."""
 

@@ -286,6 +286,9 @@ class Arbiter(Actor):
                 monitor.listeners.shut_the_door()
         for monitor in self.monitors:
             monitor.stop_workers()
+        for generation in self._generations:
+            if generation.report is None:
+                generation.kill()  # it is still importing, and does not listen
         # The workers' copies keep the queues until they are empty; then nobody is kept
         # waiting, and another server may bind.
         for monitor in self.monitors:
@@ -295,8 +298,6 @@ class Arbiter(Actor):
                 process.stop(self._graceful_timeout())
         await self._all_ended()
         for generation in self._generations:
-            if generation.report is None:
-                generation.kill()  # it is still importing, and does not listen
             generation.end()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_PATIENCE):
@@ -416,6 +417,8 @@ class Arbiter(Actor):
 
     async def spawn_process(self, payload: bytes, name: str | None) -> tuple[str, str]:
         """A process for an actor that somebody wants to spawn; its id and its name."""
+        if self.stopping:
+            raise ActorError("no process is started any more: the arbiter is stopping")
         number = next(self._actor_numbers)
         process = self.fork(
             name=name or f"actor-{number}",
@@ -485,6 +488,8 @@ class Arbiter(Actor):
         try:
             timeout = float(self.setting("boot_timeout"))
             report = await generation.wait_until_loaded(timeout)
+            if self.stopping:
+                raise ReloadFailed("the server is stopping")
             if report["version"] != __version__:
                 raise ReloadFailed(
                     f"pulsar is {report['version']} now, and this server runs {__version__}: "
@@ -583,6 +588,9 @@ class Arbiter(Actor):
                 self._notifier.ready(self._notify_text())
 
     def _log_failed_reload(self, exc: Exception) -> None:
+        if self.stopping:
+            logger.info("not reloaded: the server is stopping")
+            return
         said = isinstance(exc, LoadFailed) and exc.said
         logger.error("not reloaded, everything goes on as it was: %s", "see above" if said else exc)
 

@@ -268,6 +268,9 @@ class Monitor(Actor):
     def _fork(
         self, slot: Slot, generation: Generation, *, hold: bool, binds: Binds | None = None
     ) -> Process:
+        if self._stopped:
+            # Nobody would tell it to end.
+            raise BootFailed("the server is stopping")
         timeout = float(self.setting("timeout"))
         beat = min(_HEARTBEAT, max(_HEARTBEAT_LEAST, timeout / _BEATS)) if timeout else _HEARTBEAT
         if not generation.alive:
@@ -463,9 +466,11 @@ class Monitor(Actor):
         except BootFailed as exc:
             self.last_failure = str(exc)
             slot.successor = None
-            if slot.current is None and not self._stopped:
+            if self._stopped:
+                pass  # all were asked to end
+            elif slot.current is None:
                 self._start_again(slot)  # it has crashed meanwhile
-            elif self._datagram and slot.current is not None and process.booted.done():
+            elif self._datagram and process.booted.done():
                 # It reads no more, and nobody else does.
                 slot.current.kill("its successor has failed in its place")
             raise
@@ -519,6 +524,8 @@ class Monitor(Actor):
             self._before = None
         async with self._replacing:
             for slot in list(self.slots.values()):
+                if self._stopped:
+                    return
                 if slot.current is not None and slot.current.generation is failed:
                     try:
                         await self.replace(slot, generation)

@@ -2,7 +2,8 @@
 
 Owns: ``Acceptor``: listening sockets, the loop's servers on them, pausing and
 resuming.
-Leaves: when to pause to ``TcpServer``; binding to ``pulsar.sockets``.
+Leaves: when to pause to ``TcpServer``; binding to ``pulsar.sockets``; accepting where each
+connection begins with a header of the PROXY protocol to ``proxied``.
 
 A loop's server cannot be paused, only closed, and closing it closes its socket,
 with every connection that the kernel has queued there. So the loop is only ever
@@ -18,10 +19,11 @@ import logging
 import socket
 import ssl
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from .backlog import has_queued, refuse_new
 
-__all__ = ["ASKED_TO", "STEPPED_BACK", "Acceptor"]
+__all__ = ["ASKED_TO", "STEPPED_BACK", "Accepting", "Acceptor"]
 
 # The reason of a pause that nobody but the user ends.
 ASKED_TO = "asked to"
@@ -31,6 +33,13 @@ STEPPED_BACK = "stepped back"
 
 # Seconds before a failed attempt to resume is repeated.
 _RETRY = 1.0
+
+
+class Accepting(Protocol):
+    """What accepts on a duplicate: a loop's server, or what ``proxied`` has for one."""
+
+    def close(self) -> None:
+        """Accept no more, and close the duplicate."""
 
 
 class _Listener(socket.socket):
@@ -57,6 +66,9 @@ class Acceptor:
     :param ssl_context: TLS for every connection, but for those on ``plain`` sockets
     :param handshake_timeout: seconds that a TLS handshake may take
     :param plain: the sockets among ``sockets`` that never speak TLS
+    :param proxied: the sockets among ``sockets`` that speak the PROXY protocol
+    :param arrivals: called for these with a duplicate and the TLS context; what it returns
+        accepts until it is closed
     """
 
     def __init__(
@@ -70,9 +82,11 @@ class Acceptor:
         ssl_context: ssl.SSLContext | None = None,
         handshake_timeout: float | None = None,
         plain: Sequence[socket.socket] = (),
+        proxied: Sequence[socket.socket] = (),
+        arrivals: Callable[[socket.socket, ssl.SSLContext | None], Accepting],
     ) -> None:
         self.sockets = list(sockets)
-        self.servers: list[asyncio.AbstractServer] = []
+        self.servers: list[Accepting] = []
         self._loop = loop
         self._factory = factory
         self._backlog = backlog
@@ -80,6 +94,8 @@ class Acceptor:
         self._ssl_context = ssl_context
         self._handshake_timeout = handshake_timeout
         self._plain = {sock.fileno() for sock in plain}
+        self._proxied = {sock.fileno() for sock in proxied}
+        self._arrivals = arrivals
         self._duplicates: list[int] = []
         self.closed = False
         # The servers that exist must be replaced before any of them is used again.
@@ -117,18 +133,29 @@ class Acceptor:
         self._ssl_context = ssl_context
         await self._renew()
 
-    async def add(self, sockets: Sequence[socket.socket], plain: Sequence[socket.socket]) -> None:
-        """Accept on ``sockets``, too, which listen; without TLS on those in ``plain``."""
+    async def add(
+        self,
+        sockets: Sequence[socket.socket],
+        plain: Sequence[socket.socket],
+        proxied: Sequence[socket.socket],
+    ) -> None:
+        """Accept on ``sockets``, too, which listen.
+
+        :param plain: those without TLS
+        :param proxied: those with the PROXY protocol
+        """
         for sock in sockets:
             sock.setblocking(False)
         self.sockets += sockets
         self._plain.update(sock.fileno() for sock in plain)
+        self._proxied.update(sock.fileno() for sock in proxied)
         await self._renew()
 
     async def remove(self, sockets: Sequence[socket.socket]) -> None:
         """Accept no more on ``sockets``; what is queued there stays there."""
         self.sockets = [sock for sock in self.sockets if sock not in sockets]
         self._plain.difference_update(sock.fileno() for sock in sockets)
+        self._proxied.difference_update(sock.fileno() for sock in sockets)
         if not self.closed:
             await self._renew()
 
@@ -208,7 +235,7 @@ class Acceptor:
                 self._close_servers()
 
     async def _open(self) -> None:
-        opened: list[asyncio.AbstractServer] = []
+        opened: list[Accepting] = []
         try:
             for sock in self.sockets:
                 opened.append(await self._serve(sock))  # noqa: PERF401 - what was opened must be closed
@@ -218,12 +245,15 @@ class Acceptor:
             raise
         self.servers = opened
 
-    async def _serve(self, sock: socket.socket) -> asyncio.AbstractServer:
-        descriptor = sock.dup().detach()
-        listener = _Listener(sock.family, sock.type, sock.proto, fileno=descriptor)
+    async def _serve(self, sock: socket.socket) -> Accepting:
+        # Its protocol is asked of the system: asyncio sets TCP_NODELAY where that is TCP, and
+        # most sockets are made without naming one.
+        listener = _Listener(fileno=sock.dup().detach())
         listener.backlog = self._backlog
         self._duplicates.append(listener.fileno())
         context = None if sock.fileno() in self._plain else self._ssl_context
+        if sock.fileno() in self._proxied:
+            return self._arrivals(listener, context)
         # asyncio's own loops: one accept per turn (see _Listener). uvloop accepts
         # one per turn in any case, and hands its number to the kernel.
         turns = 1 if isinstance(self._loop, asyncio.BaseEventLoop) else self._backlog

@@ -281,12 +281,8 @@ class Connection(FlowControl, Protocol):
 
         Returns True, which keeps our side open, while a request is in progress.
         """
-        consumer = self._consumer
-        if consumer is not None and consumer._state == STARTED:
-            try:
-                consumer.eof_received()
-            except Exception as exc:
-                self._fail(consumer, exc)
+        if not self._tail or self._tail_for_next:
+            self._tell_of_the_end()
         if self._closing:
             return False
         # A client has nothing more to say once the server has ended the response,
@@ -297,6 +293,15 @@ class Connection(FlowControl, Protocol):
         self._last_request = True
         self._eof = True
         return True
+
+    def _tell_of_the_end(self) -> None:
+        """Tell the request in progress, which has got all bytes, that there are no more."""
+        consumer = self._consumer
+        if consumer is not None and consumer._state == STARTED:
+            try:
+                consumer.eof_received()
+            except Exception as exc:
+                self._fail(consumer, exc)
 
     def connection_lost(self, exc: BaseException | None = None) -> None:
         """Called by the loop: end what is in progress, fire ``connection_lost``."""
@@ -564,6 +569,8 @@ class Connection(FlowControl, Protocol):
             self._tail_for_next = False
             if tail:
                 self.data_received(tail)
+                if self._eof and self._tail is None:
+                    self._tell_of_the_end()
         if self._closing:
             return
         if self._last_request and not self.busy and not writing:

@@ -49,6 +49,8 @@ class Server(Producer):
         self._sockets = list(sockets or ())
         # Those that nobody else knows.
         self._opened: list[socket.socket] = []
+        # Those of them whose connections begin with a header of the PROXY protocol.
+        self._proxied: list[socket.socket] = []
         self._addresses: list[Any] = []
         self._kind_setting = kind
         self._maker: Maker | None = None
@@ -152,10 +154,10 @@ class Server(Producer):
         if not self._sockets:
             if self._bind is None:
                 raise ImproperlyConfigured(f"{self.name} has neither an address nor sockets")
-            self._opened = open_sockets(
-                _as_bind(self._bind), type=self.socket_type, backlog=backlog
-            )
+            bind = _as_bind(self._bind)
+            self._opened = open_sockets(bind, type=self.socket_type, backlog=backlog)
             self._sockets = self._opened
+            self._proxied = self._opened if bind.proxy_protocol else []
         self._addresses = [sock.getsockname() for sock in self._sockets]
         self._started_at = self._loop.time()
         return self._sockets

@@ -1,28 +1,29 @@
 """``TcpServer``: serving streams on TCP and Unix sockets, with TLS or without.
 
 Owns: its connections, their limits, the start and the end.
-Leaves: accepting to ``accept``, stopping to ``drain``, foreign protocols to
-``hosted``, deadlines to ``timeout``, addresses and sockets to ``server``.
+Leaves: accepting to ``accept`` and ``proxied``, stopping to ``drain``, foreign protocols
+to ``hosted``, deadlines to ``timeout``, addresses and sockets to ``server``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import socket
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 from ..errors import ImproperlyConfigured
-from ..net import format_address
+from ..net import NEARBY, Networks, format_address
 from ..sockets import (
     close_sockets,
     descriptor_ceiling,
     has_spare_descriptors,
     lowest_free_descriptor,
 )
-from .accept import ASKED_TO, STEPPED_BACK, Acceptor
+from .accept import ASKED_TO, STEPPED_BACK, Accepting, Acceptor
 from .balance import Balance
 from .connection import Connection
 from .drain import Drain, Member
@@ -30,6 +31,7 @@ from .hosted import Hosted, stream_protocol
 from .kinds import Kind
 from .producer import Producer
 from .protocol import Protocol, PulsarProtocol
+from .proxied import Arrivals
 from .server import Address, Server
 from .timeout import Sweep
 
@@ -132,7 +134,7 @@ class TcpServer(Server):
         self._warned_at: dict[str, float] = {}
 
     @property
-    def _server(self) -> asyncio.AbstractServer | None:
+    def _server(self) -> Accepting | None:
         """The loop's server; None before ``start_serving`` and while accepting is paused."""
         servers = self._acceptor.servers if self._acceptor is not None else None
         return servers[0] if servers else None
@@ -163,15 +165,21 @@ class TcpServer(Server):
         handshake_timeout: float = 10.0,
         plain_sockets: Sequence[socket.socket] = (),
         shared_sockets: Sequence[socket.socket] = (),
+        proxied_sockets: Sequence[socket.socket] = (),
+        proxy_allow_from: Iterable[str] = NEARBY,
     ) -> None:
         """Listen and accept connections.
 
         :param backlog: connections that the kernel queues for each socket
         :param sslcontext: speak TLS
-        :param handshake_timeout: seconds that a TLS handshake may take
+        :param handshake_timeout: seconds that a TLS handshake may take, and a header of
+            the PROXY protocol
         :param plain_sockets: those of ``sockets`` that do not speak TLS
         :param shared_sockets: those of ``sockets`` on which others listen, too: at
             ``close`` their queued connections are left to them
+        :param proxied_sockets: those of ``sockets`` whose connections have to begin with a
+            header of the PROXY protocol; an ``address`` says it itself
+        :param proxy_allow_from: who may send such headers, as ``pulsar.net.Networks`` takes it
 
         Raises ``ImproperlyConfigured`` for what cannot be served or bound.
         """
@@ -196,6 +204,10 @@ class TcpServer(Server):
             ssl_context=sslcontext,
             handshake_timeout=handshake_timeout,
             plain=plain_sockets,
+            proxied=self._proxied or proxied_sockets,
+            arrivals=Arrivals(
+                self._loop, self, Networks(proxy_allow_from), handshake_timeout, self._tasks
+            ).serve,
         )
         await self._acceptor.start()
         if self.balance is not None:
@@ -208,10 +220,12 @@ class TcpServer(Server):
         sockets: Sequence[socket.socket],
         *,
         plain_sockets: Sequence[socket.socket] = (),
+        proxied_sockets: Sequence[socket.socket] = (),
     ) -> None:
         """Accept on ``sockets``, too, which listen already: see ``Server.adopt``.
 
         :param plain_sockets: those of ``sockets`` that do not speak TLS
+        :param proxied_sockets: those of ``sockets`` that speak the PROXY protocol
         """
         newcomers = self._newcomers(sockets)
         for sock in newcomers:
@@ -222,7 +236,7 @@ class TcpServer(Server):
         if newcomers:
             assert self._acceptor is not None
             self._take_in(newcomers)
-            await self._acceptor.add(newcomers, plain_sockets)
+            await self._acceptor.add(newcomers, plain_sockets, proxied_sockets)
 
     async def release(self, sockets: Sequence[socket.socket] | None = None) -> None:
         """Accept no more on ``sockets``, or on any: see ``Server.release``.
@@ -386,8 +400,7 @@ class TcpServer(Server):
         if self.max_connections is not None and len(members) >= self.max_connections:
             self._at_the_limit()
         elif session % self._descriptor_sample == 0 and self._short_of_descriptors():
-            self._pause("descriptors", "few descriptors are left (RLIMIT_NOFILE)")
-            self._watch_descriptors()
+            self._pause_for_descriptors()
         balance = self._balance
         if balance is not None:
             seconds = balance.accepted(len(members), session)
@@ -414,6 +427,34 @@ class TcpServer(Server):
                 raise
 
         protocol.connection_made = connection_made  # type: ignore[method-assign]
+
+    # Connections that have not said yet whose they are: see ``proxied``
+
+    def take_place(self) -> Member:
+        """Called for each accepted connection whose PROXY header is still to be read.
+
+        It counts from now on. Returns what stands for it.
+        """
+        place = Protocol()
+        self._members[place] = math.inf
+        if not self._has_room():
+            self._at_the_limit()
+        elif self._short_of_descriptors():
+            self._pause_for_descriptors()
+        return place
+
+    def leave_place(self, place: Member, *, served: bool = False) -> bool:
+        """The connection is gone or, ``served``, gets its protocol now.
+
+        False: the server has given it up already.
+        """
+        there = self._members.pop(place, None) is not None
+        if there and not served:
+            self._tell_balance()
+            if self._drain is not None:
+                self._drain.changed.set()
+            self._resume_if_there_is_room()
+        return there
 
     def protocol_connected(self, protocol: PulsarProtocol) -> None:
         """See ``Producer.protocol_connected``."""
@@ -505,6 +546,10 @@ class TcpServer(Server):
             )
         except OSError:
             return True
+
+    def _pause_for_descriptors(self) -> None:
+        self._pause("descriptors", "few descriptors are left (RLIMIT_NOFILE)")
+        self._watch_descriptors()
 
     def _watch_descriptors(self) -> None:
         if self._descriptor_timer is None and self._loop is not None:

@@ -18,7 +18,7 @@ import pytest
 from pulsar.apps.wsgi import WSGIServer
 from pulsar.apps.wsgi import test_wsgi_environ as environ_for
 from pulsar.apps.wsgi.files import FileWrapper
-from pulsar.apps.wsgi.trust import Trust, proxy
+from pulsar.apps.wsgi.trust import Trust
 from pulsar.errors import ImproperlyConfigured
 from tests.apps.wsgi.client import Client, chunked, request
 from tests.apps.wsgi.serving import asked, served
@@ -518,28 +518,7 @@ def test_the_old_headers_do_not_count_beside_the_new_one() -> None:
     assert taken(Trust(["*"], "forwarded"), **headers) == NOTHING
 
 
-def test_who_is_trusted() -> None:
-    trust = Trust(["10.0.0.0/24", "2001:db8::/32", "192.0.2.1"], "forwarded")
-    for address in ("10.0.0.255", "2001:db8::1", "192.0.2.1", "::ffff:10.0.0.1"):
-        assert trust.trusts(address), address
-    for address in ("10.0.1.1", "2001:db9::1", "192.0.2.2", "", "nonsense", "10.0.0.1.1"):
-        assert not trust.trusts(address), address
-    assert Trust(["unix"], "forwarded").trusts("")
-    assert not Trust(["unix"], "forwarded").trusts("10.0.0.1")
-    everybody = Trust(["*"], "forwarded")
-    assert all(map(everybody.trusts, ["", "10.0.0.1", "::1"]))
-    # A peer with many addresses costs no memory.
-    for number in range(5000):
-        trust.trusts(f"10.1.{number // 256}.{number % 256}")
-    assert len(trust._known) <= 1024
-
-
 def test_the_setting_takes_addresses_and_networks() -> None:
-    for good in ("10.0.0.0/8", "10.0.0.1", "::1", "unix", "*"):
-        assert proxy(good)
-    for bad in ("10.0.0.1/8", "localhost", "", "10.0.0"):
-        with pytest.raises(ValueError, match="give an IP address"):
-            proxy(bad)
     with pytest.raises(ImproperlyConfigured, match="forwarded_allow_ips"):
         WSGIServer(lambda e, s: [], load_config=False, forwarded_allow_ips=["localhost"])
 

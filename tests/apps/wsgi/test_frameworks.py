@@ -36,8 +36,6 @@ class Framework:
         self.env = {
             "DOWNLOAD": str(directory / "file"),
             "DATABASE": str(directory / "database"),
-            # What is served is in the repository.
-            "PYTHONDONTWRITEBYTECODE": "1",
         }
         if name == "django":
             subprocess.run(

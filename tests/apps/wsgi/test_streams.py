@@ -24,6 +24,7 @@ Environ = dict[str, Any]
 PIECE = 64 * 1024
 # What the kernel and the transport may hold of an answer that nobody reads, in bytes.
 ROOM = 16 * 2**20
+PIECES = 20 * 2**20 // PIECE
 
 
 async def until(condition: Callable[[], object], what: str) -> None:
@@ -103,7 +104,7 @@ def quiet(caplog: pytest.LogCaptureFixture) -> bool:
 
 @every_way
 def test_a_slow_reader_is_waited_for(run: Run, mode: Mode, way: str) -> None:
-    source, little = Source(pieces=600), Source(pieces=1)
+    source, little = Source(pieces=PIECES), Source(pieces=1)
 
     def app(environ: Environ, start_response: Any) -> Any:
         chosen = little if environ["PATH_INFO"] == "/little" else source
@@ -120,9 +121,10 @@ def test_a_slow_reader_is_waited_for(run: Run, mode: Mode, way: str) -> None:
             assert source.made * PIECE < ROOM
             # Meanwhile others are served.
             assert len((await other.get("/little")).body) == PIECE
+            client.widen()
             body = (await client.answer()).body
-            assert len(body) == 600 * PIECE
-            numbers = range(1, 601)
+            assert len(body) == PIECES * PIECE
+            numbers = range(1, PIECES + 1)
             assert body == b"".join(n.to_bytes(8, "big") * (PIECE // 8) for n in numbers)
         await until(lambda: source.closed, "it is closed")
 
@@ -131,7 +133,7 @@ def test_a_slow_reader_is_waited_for(run: Run, mode: Mode, way: str) -> None:
 
 
 def test_write_waits_for_a_slow_reader_in_a_thread(run: Run) -> None:
-    source = Source(pieces=600)
+    source = Source(pieces=PIECES)
 
     def app(environ: Environ, start_response: Any) -> Iterable[bytes]:
         write = start_response("200 OK", [])
@@ -147,7 +149,8 @@ def test_write_waits_for_a_slow_reader_in_a_thread(run: Run) -> None:
             await client.send(request())
             await still(lambda: source.made)
             assert source.made * PIECE < ROOM
-            assert len((await client.answer()).body) == 600 * PIECE
+            client.widen()
+            assert len((await client.answer()).body) == PIECES * PIECE
 
     run(main())
 

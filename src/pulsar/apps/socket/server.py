@@ -51,9 +51,11 @@ class SocketServer(Application):
 
     def __init__(self, callable: Any = None, load_config: bool = True, **params: Any) -> None:
         super().__init__(callable, load_config, **params)
-        # Bound sockets, and those among them that never speak TLS.
+        # Bound sockets, and those among them that never speak TLS ...
         self._sockets: list[socket.socket] = []
         self._plain: list[socket.socket] = []
+        # ... those that speak the PROXY protocol ...
+        self._proxied: list[socket.socket] = []
         # ... and those that somebody else may go on listening on.
         self._shared: list[socket.socket] = []
         self._addresses: list[Any] = []
@@ -125,6 +127,7 @@ class SocketServer(Application):
         """Take the sockets that the arbiter has opened."""
         self._sockets = [one.sock for one in listening]
         self._plain = [one.sock for one in listening if one.plain]
+        self._proxied = [one.sock for one in listening if parse_bind(one.bind).proxy_protocol]
         self._shared = [one.sock for one in listening if one.foreign]
         self._addresses = [sock.getsockname() for sock in self._sockets]
         self._bind_of = {one.sock: one.bind for one in listening}
@@ -140,6 +143,7 @@ class SocketServer(Application):
         await server.adopt(
             [one.sock for one in listening],
             plain_sockets=[one.sock for one in listening if one.plain],
+            proxied_sockets=[one.sock for one in listening if parse_bind(one.bind).proxy_protocol],
         )
 
     async def release(self, listening: Sequence[Listening]) -> None:
@@ -183,6 +187,7 @@ class SocketServer(Application):
             return
         opened: list[socket.socket] = []
         plain: list[socket.socket] = []
+        proxied: list[socket.socket] = []
         shared: list[socket.socket] = []
         try:
             for bind in self._binds():
@@ -190,6 +195,8 @@ class SocketServer(Application):
                 opened += sockets
                 if bind.tls is False:
                     plain += sockets
+                if bind.proxy_protocol:
+                    proxied += sockets
                 if bind.scheme in ("fd", "systemd"):
                     shared += sockets
         except BaseException:
@@ -197,6 +204,7 @@ class SocketServer(Application):
             raise
         self._sockets = opened
         self._plain = plain
+        self._proxied = proxied
         self._shared = shared
         self._addresses = [sock.getsockname() for sock in opened]
 
@@ -309,6 +317,8 @@ class SocketServer(Application):
             handshake_timeout=self.cfg.handshake_timeout,
             plain_sockets=self._plain,
             shared_sockets=self._shared,
+            proxied_sockets=self._proxied,
+            proxy_allow_from=self.cfg.proxy_allow_from,
         )
 
     def _binds(self) -> list[Bind]:

@@ -14,7 +14,7 @@ from pulsar.config import (
     seconds,
     text,
 )
-from pulsar.net import parse_bind
+from pulsar.net import NEARBY, network, parse_bind
 
 
 def address(value: object) -> str:
@@ -40,7 +40,8 @@ class Bind(Setting):
         that the system picks; unix:PATH, with ?mode=0660&user=NAME&group=NAME behind it where
         wanted; unix:@NAME, an abstract name (Linux); fd://N, a socket inherited as descriptor
         N; systemd:, the sockets that systemd passes; udp:// before HOST:PORT, datagrams.
-        ?tls=off behind one of several keeps TLS from it.
+        ?tls=off behind one of several keeps TLS from it. ?proxy_protocol=on: each connection has
+        to begin with a header of the PROXY protocol, from one of proxy_allow_from.
         """
 
 
@@ -69,6 +70,24 @@ class ReusePort(Setting):
         Open a socket for each worker, among which the system spreads connections and datagrams
         (SO_REUSEPORT), instead of one that all workers share. Unset: for datagrams, so that a peer
         stays with its worker, and not for streams.
+        """
+
+
+class ProxyAllowFrom(Setting):
+    name = "proxy_allow_from"
+    app = "socket"
+    section = "Sockets"
+    flags = ("--proxy-allow-from",)
+    metavar = "NETWORK"
+    validator = network
+    multiple = True
+    default = NEARBY
+    change = "new workers"
+    desc = """
+        Who may connect to an address with ?proxy_protocol=on, and say in a header of the PROXY
+        protocol whose connection it is: addresses, networks such as 10.0.0.0/8, unix for whoever
+        connects by a Unix socket, or * for anybody, where only proxies can connect. Anybody else
+        is refused.
         """
 
 
@@ -244,4 +263,7 @@ class HandshakeTimeout(Setting):
     validator = positive_seconds
     default = 10
     change = "new workers"
-    desc = "Drop a connection whose TLS handshake takes longer than this."
+    desc = """
+        Drop a connection whose TLS handshake takes longer than this; or its header of the PROXY
+        protocol.
+        """

@@ -26,6 +26,7 @@ from time import localtime, monotonic, strftime, time
 from typing import TYPE_CHECKING
 
 from ...errors import ImproperlyConfigured
+from .request_id import ENVIRON_KEY
 
 if TYPE_CHECKING:
     from ...wire.http11 import Request
@@ -96,17 +97,20 @@ class AccessLog:
 
     :param path: of the file, which is appended to; ``-``: standard output
     :param layout: see ``access_format``
+    :param id_header: the header that names requests, which may be given a name by us
 
     Raises ``ImproperlyConfigured`` when the file cannot be opened.
     """
 
-    def __init__(self, path: str, layout: str = COMBINED) -> None:
+    def __init__(self, path: str, layout: str = COMBINED, id_header: str | None = None) -> None:
         self._path = None if path == "-" else path
         self._descriptor = 1 if self._path is None else _open(self._path)
         self._whole = _takes_whole_lines(self._descriptor)
         self._json = layout == "json"
         self._escape = _as_json if self._json else _as_text
-        layout = _JSON if self._json else layout
+        self._id_header = (id_header or "").lower()
+        if self._json:
+            layout = _JSON.replace("x-request-id", self._id_header or "x-request-id")
         self._frame, self._asks, self._gets = self._compile(layout)
         #: It says how long requests take.
         self.timed = any(f"%({atom})s" in layout for atom in "TMDL")
@@ -138,6 +142,8 @@ class AccessLog:
                 gets.append(self._response_getter(atom))
             else:
                 name, kind = _with_name(atom).groups()  # type: ignore[union-attr]
+                if kind == "i" and name.lower() == self._id_header:
+                    name, kind = ENVIRON_KEY, "e"
                 if kind == "i":
                     texts.append("%s")
                     asks.append(_field_getter(name))

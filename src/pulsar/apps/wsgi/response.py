@@ -128,6 +128,9 @@ class HttpServerResponse(ProtocolConsumer):
     # Classes made by ``bound`` have it themselves.
     site: Site
 
+    #: The header line that says by which name the request is known: see ``request_id``.
+    id_line: bytes = b""
+
     # When the head has to be complete, by the monotonic clock; None: it is.
     _deadline: float | None
     # What has come of the body, and what the application reads it from.
@@ -746,7 +749,8 @@ class HttpServerResponse(ProtocolConsumer):
             f"{status} {_REASONS[status]}",
             [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(text)))],
         )
-        lines = (plan.head, self.site.responses.own_lines(plan), CLOSE, b"\r\n")
+        own_lines = self.site.responses.own_lines(plan)
+        lines = (plan.head, self.id_line, own_lines, CLOSE, b"\r\n")
         head = self.headers_sent = b"".join(lines)
         self.status = status
         self.body_sent = len(text) if with_text else 0

@@ -20,6 +20,7 @@ from ..socket import SocketServer
 from . import settings  # noqa: F401 - declares them
 from .environ import test_wsgi_environ
 from .recognise import is_wsgi, takes_two
+from .request_id import identified
 from .response import HttpServerResponse
 from .site import Site
 
@@ -58,7 +59,8 @@ class WSGIServer(SocketServer):
         site = self._site = Site(
             application, self.cfg, multiprocess=self.cfg.workers > 1 and not self.serves_alone()
         )
-        return self.response_class.bound(site)
+        cls = self.response_class
+        return (identified(cls, site.request_ids) if site.request_ids else cls).bound(site)
 
     def _classify(self, factory: Any) -> Kind:
         return Kind.CONSUMER

@@ -13,8 +13,10 @@ from ...config import (
     size,
     text,
 )
+from ...net import network
 from .access import COMBINED, access_format
-from .trust import FORWARDED_HEADERS, proxy
+from .request_id import id_header
+from .trust import FORWARDED_HEADERS
 
 
 def log_path(value: object) -> str:
@@ -30,18 +32,31 @@ def mount_point(value: object) -> str:
     return path
 
 
+def threads(value: object) -> int | str:
+    """A number of threads, ``auto``, or ``auto:NUMBER``."""
+    kind, colon, number = value.strip().partition(":") if isinstance(value, str) else ("", "", "")
+    try:
+        if kind != "auto":
+            return non_negative_int(value)
+        return f"auto:{positive_int(number)}" if colon else kind
+    except ValueError as exc:
+        raise ValueError(f"{exc}, or auto, or auto:NUMBER") from exc
+
+
 class ThreadWorkers(Setting):
     name = "thread_workers"
     app = "wsgi"
     section = "HTTP"
     flags = ("--threads", "--thread-workers")
-    metavar = "NUMBER"
-    validator = non_negative_int
+    metavar = "NUMBER|auto|auto:NUMBER"
+    validator = threads
     default = 0
     change = "new workers"
     desc = """
         How many threads of a worker run the application. 0: it runs on the event loop, one
-        request at a time in each worker, which is the fastest as long as it does not wait.
+        request at a time in each worker, which is the fastest as long as it does not wait. auto:
+        requests run on the loop where those like them have been quick, and otherwise in one of 8
+        threads, or as many as stand behind the colon.
         """
 
 
@@ -143,7 +158,7 @@ class ForwardedAllowIps(Setting):
     section = "HTTP"
     flags = ("--forwarded-allow-ips",)
     metavar = "NETWORK"
-    validator = proxy
+    validator = network
     multiple = True
     default = ()
     change = "new workers"
@@ -166,6 +181,21 @@ class ForwardedHeader(Setting):
         What proxies say it in: x-forwarded, the headers X-Forwarded-For, -Proto and -Host;
         forwarded, the header of RFC 7239. The others are ignored: a proxy passes them on as the
         client has sent them.
+        """
+
+
+class RequestIdHeader(Setting):
+    name = "request_id_header"
+    app = "wsgi"
+    section = "HTTP"
+    flags = ("--request-id-header",)
+    metavar = "HEADER"
+    validator = id_header
+    change = "new workers"
+    desc = """
+        The header that names requests, such as X-Request-ID. One that comes without a name, or
+        with none of 1 to 128 letters, digits and -._~:+/=@, is given one; the application, the
+        response and the access log have it, too. Unset: the header means nothing to us.
         """
 
 

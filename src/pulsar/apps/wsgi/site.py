@@ -12,13 +12,18 @@ from typing import Any, ClassVar
 from ...config import Config
 from ...wire.http11 import Limits, RequestHeads
 from .access import AccessLog
+from .auto import AutoThreads
 from .environ import SERVER_SOFTWARE, constant_environ
 from .head import Heads
 from .recognise import is_asynchronous
+from .request_id import RequestIds
 from .threads import Threads
 from .trust import Trust
 
 __all__ = ["Site"]
+
+# As many as ``auto`` has: for who waits, so the processors do not matter.
+_AUTO = 8
 
 
 class Site:
@@ -55,20 +60,28 @@ class Site:
             fields=cfg.limit_request_fields,
             body=cfg.max_body,
         )
-        number = int(cfg.thread_workers)
+        threads = self.threads = _threads(cfg.thread_workers, is_asynchronous(application))
         # Text in an environment is bytes in disguise (PEP 3333).
         self._root_path = str(cfg.root_path).rstrip("/").encode().decode("latin-1")
         constants = constant_environ(
-            multithread=number > 1, multiprocess=multiprocess, root_path=self._root_path
+            multithread=threads is not None and threads.parallel,
+            multiprocess=multiprocess,
+            root_path=self._root_path,
         )
         self.heads = RequestHeads(limits, constants)
         self.responses = Heads((server_software or SERVER_SOFTWARE) if cfg.server_header else None)
-        self.threads = Threads(number) if number else None
         proxies = cfg.forwarded_allow_ips
         self._trust = Trust(proxies, cfg.forwarded_header) if proxies else None
-        self.access = AccessLog(cfg.access_log, cfg.access_log_format) if cfg.access_log else None
+        name = cfg.request_id_header
+        #: What names requests; None: nothing does.
+        self.request_ids = RequestIds(name) if name else None
+        self.access = (
+            AccessLog(cfg.access_log, cfg.access_log_format, name) if cfg.access_log else None
+        )
         #: There is something to do for each request that most sites do without ...
-        self.special = any((self.threads, self._root_path, self._trust, self.access))
+        self.special = any(
+            (self.threads, self._root_path, self._trust, self.access, self.request_ids)
+        )
         #: ... and it is about the environment.
         self.adjusts = bool(self._trust or self._root_path)
         #: Every answer from now on is the last one of its connection.
@@ -101,3 +114,14 @@ class Site:
             await self.threads.close(timeout)
         if self.access is not None:
             self.access.close()
+
+
+def _threads(setting: int | str, asynchronous: bool) -> Threads | None:
+    """The threads that ``thread_workers`` asks for; None: there are none.
+
+    :param asynchronous: the application is: no call of it takes long
+    """
+    if isinstance(setting, int):
+        return Threads(setting) if setting else None
+    _, _, number = setting.partition(":")
+    return None if asynchronous else AutoThreads(int(number or _AUTO))

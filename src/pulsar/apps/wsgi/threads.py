@@ -49,8 +49,8 @@ _LOOK = 0.005
 class Threads:
     """``number`` threads. They start when they are needed, and end with the process.
 
-    ``submit``, ``collect`` and ``close`` are for the loop; ``tell`` and ``call_soon`` for
-    the threads.
+    ``take``, ``submit`` and ``close`` are for the loop; ``tell`` and ``call_soon`` for the
+    threads.
     """
 
     #: The one that calls ``submit``.
@@ -58,11 +58,24 @@ class Threads:
 
     def __init__(self, number: int) -> None:
         self.number = number
+        #: The application may be called while another call of it runs.
+        self.parallel = number > 1
         self._threads: list[threading.Thread] = []
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._told: deque[ThreadCall] = deque()
         # The loop has been woken, and has not looked yet.
         self._woken = False
+
+    def take(self, response: HttpServerResponse, environ: dict[str, Any]) -> None:
+        """Have ``response``'s application called, with ``environ``."""
+        self.hand_over(response, ThreadCall(response, environ, self))
+
+    def hand_over(self, response: HttpServerResponse, call: ThreadCall) -> None:
+        """Have ``call`` run in a thread. What comes on the connection meanwhile waits."""
+        response.threaded = True
+        response.call = call
+        response.connection.hold()  # type: ignore[union-attr]
+        self.submit(call.run)
 
     def submit(self, job: Callable[[], None]) -> None:
         """Have ``job`` called in a thread; it must not raise."""
@@ -217,7 +230,7 @@ class ThreadCall:
                 break
         self._trailers = trailers_of(result)
         self._ended = True
-        self.threads.tell(self)  # close() may take its time
+        self._tell()  # close() may take its time
 
     def _await(self, awaitable: Awaitable[bytes]) -> bytes:
         """What ``awaitable`` gives on the loop."""
@@ -252,9 +265,12 @@ class ThreadCall:
             return
         self._pieces.append(data)
         self._sent += len(data)
-        self.threads.tell(self)
+        self._tell()
         if self._sent - self._taken > _AHEAD:
             self._wait()
+
+    def _tell(self) -> None:
+        self.threads.tell(self)
 
     def _commit(self, settled: object) -> None:
         plan = self._response.plan

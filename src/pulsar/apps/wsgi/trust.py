@@ -1,7 +1,7 @@
 """Whom to believe what a proxy says about the client: the headers that proxies add.
 
 Owns: ``Trust``: ``X-Forwarded-For``, ``-Proto`` and ``-Host``, and ``Forwarded`` (RFC 7239).
-Leaves: from whom they come to the settings.
+Leaves: from whom they come to the settings, who that is to ``pulsar.net``.
 
 Every proxy adds its client at the end. So the list is read from there, for as long as
 those who have added to it are trusted: what stands before is anybody's invention.
@@ -11,33 +11,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import ip_address
 from typing import Any
 
+from ...net import Networks
 from ...wire.http11_start import split_host
 
-__all__ = ["FORWARDED_HEADERS", "Trust", "proxy"]
-
-Network = IPv4Network | IPv6Network
+__all__ = ["FORWARDED_HEADERS", "Trust"]
 
 #: Which headers count, where the proxy is trusted.
 FORWARDED_HEADERS = ("x-forwarded", "forwarded")
 
-# So many addresses of proxies are kept with what was found out about them.
-_CACHED = 1024
-
 _TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # noqa: S105 - RFC 9110's word
 _pair = re.compile(rf'({_TOKEN})=(?:({_TOKEN})|"([^"\\]*)")').fullmatch
-
-
-def proxy(value: object) -> str:
-    """A setting's value: an address, a network, ``unix`` or ``*``. Raises ``ValueError``."""
-    if value in {"*", "unix"}:
-        return str(value)
-    try:
-        return str(ip_network(str(value)))
-    except ValueError:
-        raise ValueError("give an IP address, a network such as 10.0.0.0/8, unix or *") from None
 
 
 class Trust:
@@ -49,38 +35,12 @@ class Trust:
     """
 
     def __init__(self, proxies: Iterable[str], header: str) -> None:
-        given = set(proxies)
-        self._anybody = "*" in given
-        self._unix = "unix" in given or self._anybody
-        self._networks = [ip_network(one) for one in given - {"*", "unix"}]
+        self._proxies = Networks(proxies)
         self._hops = _standard if header == "forwarded" else _legacy
-        self._known: dict[str, bool] = {}
-
-    def trusts(self, address: str) -> bool:
-        """Whether ``address``, as text, is one of the proxies; empty: a Unix socket's."""
-        known = self._known.get(address)
-        if known is None:
-            known = self._look(address)
-            if len(self._known) >= _CACHED:
-                self._known.clear()
-            self._known[address] = known
-        return known
-
-    def _look(self, address: str) -> bool:
-        if not address:
-            return self._unix
-        if self._anybody:
-            return True
-        try:
-            found = ip_address(address.partition("%")[0])
-        except ValueError:
-            return False
-        mapped = getattr(found, "ipv4_mapped", None)
-        return any((mapped or found) in network for network in self._networks)
 
     def apply(self, environ: dict[str, Any]) -> None:
         """Replace what the connection says by what the proxy says, if it is trusted."""
-        if self.trusts(environ["REMOTE_ADDR"]):
+        if environ["REMOTE_ADDR"] in self._proxies:
             self._take(environ, self._hops(environ))
 
     def _take(self, environ: dict[str, Any], hops: list[dict[str, str]]) -> None:
@@ -92,7 +52,7 @@ class Trust:
             if node is None:
                 break  # hidden, or not an address: before it nothing is known
             client = node
-            if not self.trusts(node[0]):
+            if node[0] not in self._proxies:
                 break
         if client is not None:
             environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = client
