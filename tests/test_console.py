@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from pulsar import console
-from pulsar.actors import control
+from pulsar.actors import control_client, control_messages
 from pulsar.cli import main
 from pulsar.console import COMMANDS, duration, lag, memory, printable, table
 from tests.support.control import ROOT, Fake, controlled, only
@@ -77,7 +77,7 @@ def test_no_server(typed: Typed, start: Start) -> None:
 def test_no_server_where_none_can_be_found(
     typed: Typed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(control, "_TABLE", tmp_path / "missing")
+    monkeypatch.setattr(control_client, "_TABLE", tmp_path / "missing")
     monkeypatch.setattr(console, "LINUX", False)
     reason = "servers are found on Linux only: name the socket with --control PATH"
     assert typed("ps") == (3, "", f"pulsar: error: {reason}\n")
@@ -250,7 +250,8 @@ def test_where_the_system_does_not_say_who_listens(
 ) -> None:
     path = tmp_path / "control"
     server = start("shop", where=str(path))
-    monkeypatch.setattr(control, "LINUX", False)
+    for module in (control_client, control_messages):
+        monkeypatch.setattr(module, "LINUX", False)
     who = f"shop ({server.process.pid})"
     assert typed("stop", server.process.pid, "--control", path) == (0, f"{who} has stopped\n", "")
     assert server.wait() == 0
@@ -279,7 +280,7 @@ def test_somebody_else_listens_at_the_path(
         squatter.bind(str(path))
         squatter.listen()
         monkeypatch.setattr(os, "geteuid", lambda: 4711)
-        monkeypatch.setattr(control.Peer, "of", lambda _: control.Peer(99, 1001))
+        monkeypatch.setattr(control_messages.Peer, "of", lambda _: control_messages.Peer(99, 1001))
         reason = f"the control socket {path} is held by process 99 of uid 1001"
         assert typed("stop", "--control", path) == (1, "", f"pulsar: error: {reason}\n")
 

@@ -1,7 +1,7 @@
 """The commands for servers that run: ``pulsar ps``, ``status``, ``reload``, ``scale``, ...
 
 Owns: what is typed after ``pulsar COMMAND``, which server is meant, and what people read.
-Leaves: finding servers and talking to them to ``actors.control``; ``pulsar serve`` to ``cli``.
+Leaves: finding servers and talking to them to ``control_client``; ``pulsar serve`` to ``cli``.
 
 What comes from a server is shown without control characters: the names and tracebacks
 in it are not this terminal's to obey.
@@ -19,7 +19,8 @@ from typing import Any, NamedTuple, NoReturn
 
 import msgspec
 
-from .actors.control import LINUX, Address, ControlClient, ServerStatus, connect, discover
+from .actors.control_client import Address, ControlClient, connect, discover
+from .actors.control_messages import LINUX, ServerStatus
 from .config import FlagParser
 from .config.setting import literal
 from .errors import ConnectionClosed, ControlError

@@ -20,15 +20,10 @@ from typing import Any, Self
 
 import pytest
 
-from pulsar.actors import control
-from pulsar.actors.control import (
-    Address,
-    ControlClient,
-    ControlServer,
-    ServerStatus,
-    connect,
-    discover,
-)
+from pulsar.actors import control, control_client, control_messages
+from pulsar.actors.control import ControlServer
+from pulsar.actors.control_client import Address, ControlClient, connect, discover
+from pulsar.actors.control_messages import ServerStatus
 from pulsar.errors import ConnectionClosed, ControlError, ImproperlyConfigured
 from tests.support.control import Fake, controlled, only
 from tests.support.privileges import unprivileged
@@ -647,7 +642,8 @@ def test_without_a_process_to_watch_the_end_of_the_connection_is_the_servers(
     run: Run, path: Path, monkeypatch: pytest.MonkeyPatch, system: str
 ) -> None:
     if system == "other":
-        monkeypatch.setattr(control, "LINUX", False)
+        for module in (control_client, control_messages):
+            monkeypatch.setattr(module, "LINUX", False)
     else:
         monkeypatch.setattr(os, "pidfd_open", not_permitted, raising=False)
 
@@ -851,7 +847,7 @@ def test_other_names_are_no_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ]
     table = tmp_path / "unix"
     table.write_bytes("\n".join([head, *lines, ""]).encode() + b"\xff\n")
-    monkeypatch.setattr(control, "_TABLE", table)
+    monkeypatch.setattr(control_client, "_TABLE", table)
     assert [address.pid for address in discover()] == [3, 20]
     # Root sees the rest, and nobody else does.
     monkeypatch.setattr(os, "geteuid", lambda: me + 1)
@@ -859,7 +855,7 @@ def test_other_names_are_no_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_no_table_no_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control, "_TABLE", tmp_path / "missing")
+    monkeypatch.setattr(control_client, "_TABLE", tmp_path / "missing")
     assert discover() == []
 
 
@@ -925,7 +921,7 @@ def test_answers_that_are_no_results(
 
 
 def test_an_endless_answer_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control, "MAX_ANSWER", 100_000)
+    monkeypatch.setattr(control_client, "MAX_ANSWER", 100_000)
     with (
         answering(path, b"x" * 2**22) as client,
         pytest.raises(ControlError, match="the server's answer is longer than 100000 bytes"),

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from pulsar.actors import control
+from pulsar.actors import control_client
 from pulsar.actors.control import ControlServer
 from pulsar.errors import ImproperlyConfigured, ReloadFailed
 from tests.support.process import ServerProcess
@@ -160,7 +160,7 @@ def only(monkeypatch: pytest.MonkeyPatch, *pids: int) -> None:
             lines = Path("/proc/net/unix").read_text(errors=errors).splitlines()
             return "\n".join(line for line in lines if line.endswith(endings))
 
-    monkeypatch.setattr(control, "_TABLE", Table())
+    monkeypatch.setattr(control_client, "_TABLE", Table())
 
 
 async def _serve(where: str, deaf: bool, options: dict[str, Any]) -> None:

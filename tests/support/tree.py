@@ -19,7 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
-from pulsar.actors.control import Address, ServerStatus, SlotStatus, connect
+from pulsar.actors.control_client import Address, connect
+from pulsar.actors.control_messages import ServerStatus, SlotStatus
 from tests.support.process import PATIENCE, ServerProcess, clean_environment
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pulsar.actors.control import ServerStatus
+from pulsar.actors.control_messages import ServerStatus
 from pulsar.errors import ControlError
 from tests.support.tree import PULSAR, Tree, deploy, descendants, until, write
 

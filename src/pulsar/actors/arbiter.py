@@ -698,7 +698,7 @@ class Arbiter(Actor):
                 task.cancel()
 
     def status(self) -> dict[str, Any]:
-        """See ``control.ServerStatus``."""
+        """See ``control_messages.ServerStatus``."""
         state = "running"
         if self.stopping:
             state = "stopping"

@@ -20,7 +20,8 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from ..actors.control import LINUX, Address, ControlClient, ServerStatus, connect, discover
+from ..actors.control_client import Address, ControlClient, connect, discover
+from ..actors.control_messages import LINUX, ServerStatus
 from ..apps.socket import settings as _socket  # noqa: F401 - declares them
 from ..apps.wsgi import settings as _wsgi  # noqa: F401 - declares them
 from ..config import Config
