@@ -59,7 +59,8 @@ _PIPELINE_PIECE = 16 * 1024
 # Above this many bytes that wait for a request to be answered, reading pauses.
 _HOLD_LIMIT = 64 * 1024
 
-# After this many answers of one pipeline, write them and see whether the peer reads.
+# After this many answers of one pipeline, write them, see whether the peer reads, and let
+# other connections have their turn.
 _PIPELINE_BATCH = 64
 
 # Seconds that a peer who has ended its side may still be silent before we end ours.
@@ -243,6 +244,11 @@ class Connection(FlowControl, Protocol):
                     answered += 1
                     if answered % _PIPELINE_BATCH == 0:
                         self._flush()
+                        if not (self._paused or self._holds or self._loop is None):
+                            # Let others have their turn.
+                            self._hold(tail, behind)
+                            self._loop.call_soon(self._go_on)
+                            break
                     if self._paused or self._holds:
                         self._hold(tail, behind)
                         break

@@ -27,6 +27,11 @@ Environ = dict[str, Any]
 TEXT = [("Content-Type", "text/plain")]
 
 
+def greedy(environ: Environ, start_response: Any) -> Iterable[bytes]:
+    environ["wsgi.input"].read()
+    return hello(environ, start_response)
+
+
 def hello(environ: Environ, start_response: Any) -> Iterable[bytes]:
     start_response("200 OK", [*TEXT, ("Content-Length", "5")])
     return [b"hello"]
@@ -301,7 +306,7 @@ def test_a_slow_head_among_quick_ones(run: Run, mode: Mode) -> None:
 def test_a_body_that_stops_coming(run: Run, mode: Mode, field: str) -> None:
     async def main() -> None:
         settings = {"stall_timeout": 0.2, **mode}
-        async with served(hello, **settings) as server, await server.client() as client:
+        async with served(greedy, **settings) as server, await server.client() as client:
             await client.send(request("/", field, method="POST") + b"5\r\nsome")
             answer = await client.answer()
             assert (answer.status, answer.closes) == (408, True)

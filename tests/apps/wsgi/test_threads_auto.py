@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from typing import Any
@@ -36,6 +38,7 @@ class Clock:
     def __init__(self) -> None:
         self.now = 1000.0
         self.computed = 0.0
+        self.delayed = 0.0
 
     def wait(self, seconds: float) -> None:
         self.now += seconds
@@ -44,12 +47,17 @@ class Clock:
         self.now += seconds
         self.computed += seconds
 
+    def preempt(self, seconds: float) -> None:
+        self.now += seconds
+        self.delayed += seconds
+
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(auto, "monotonic", lambda: clock.now)
     monkeypatch.setattr(auto, "thread_time", lambda: clock.computed)
+    monkeypatch.setattr(auto, "delay", lambda thread: clock.delayed)
     return clock
 
 
@@ -209,6 +217,37 @@ def test_calls_that_get_slower_are_for_threads_again(run: Run, clock: Clock) -> 
             assert await where(client, "/other") == LOOP
 
     run(main())
+
+
+def test_what_the_kernel_does_to_a_call_does_not_count(run: Run, clock: Clock) -> None:
+    async def main() -> None:
+        app = App()
+        async with served(app, thread_workers="auto") as server, await server.client() as client:
+            clock.delayed = 500.0  # which was before
+            await prove(client)
+            app.does[""] = lambda: clock.preempt(0.5)
+            assert await wheres(client, number=10) == {LOOP}
+            app.does[""] = lambda: clock.wait(0.021)
+            assert await where(client) == LOOP
+            assert await where(client) == THREAD
+
+    run(main())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+def test_how_long_a_thread_has_waited_for_a_processor() -> None:
+    before, began, computed = (
+        auto.delay(threading.get_native_id()),
+        time.monotonic(),
+        time.thread_time(),
+    )
+    while time.monotonic() - began < 0.05:
+        pass
+    took, computed = time.monotonic() - began, time.thread_time() - computed
+    delayed = auto.delay(threading.get_native_id()) - before
+    assert 0 <= delayed <= took + 0.01
+    assert computed + delayed > took / 2
+    assert auto.delay(0) == 0.0
 
 
 def test_how_much_of_the_time_the_loop_stands_still_at_most(run: Run, clock: Clock) -> None:

@@ -56,6 +56,18 @@ _LONGEST = 256
 _NUMBERED = re.compile(r"[^/]*[0-9][^/]*")
 
 
+def delay(thread: int) -> float:
+    """Seconds for which a thread of ours was ready to run, and had no processor; 0 if unknown.
+
+    :param thread: the kernel's number of it
+    """
+    try:
+        with open(f"/proc/self/task/{thread}/schedstat", "rb") as file:  # noqa: PTH123 - quicker
+            return int(file.read().split()[1]) / 1e9
+    except OSError:
+        return 0.0  # no Linux
+
+
 class Kind:
     """Requests that are alike: what is known about their calls."""
 
@@ -86,6 +98,8 @@ class AutoThreads(Threads):
         self._lock = threading.Lock()
         # When a call in one of them has ended.
         self._ran_last = 0.0
+        # What ``delay`` has said of the loop.
+        self._delay = 0.0
 
     def take(self, response: HttpServerResponse, environ: dict[str, Any]) -> None:
         """See ``Threads.take``; or call the application at once."""
@@ -95,7 +109,7 @@ class AutoThreads(Threads):
         if (now >= kind.until and not self._renew(kind, now)) or request.upgrade:
             self.hand_over(response, TimedCall(response, environ, self, kind))
             return
-        response.threaded = False
+        unfinished = False
         loop = response.connection._loop  # type: ignore[union-attr]  # noqa: SLF001
         try:
             # As the response does it without threads.
@@ -107,14 +121,16 @@ class AutoThreads(Threads):
             if type(result) is list and len(result) == 1 and type(result[0]) is bytes:
                 response.answer(result[0])
             else:
+                response.threaded = False
                 deliver(response, result)
+                unfinished = response.iterable is not None
         except KeyboardInterrupt:
             raise
         except BaseException as exc:
             response.fail(exc)
         took = monotonic() - now
-        if took > _QUICK or response.iterable is not None:
-            self._held_up(kind, took, response.iterable is not None)
+        if took > _QUICK or unfinished:
+            self._held_up(kind, took, unfinished)
 
     def _look_at(self, request: Request) -> Kind:
         """The kind of a request, where its own path is not known."""
@@ -148,13 +164,20 @@ class AutoThreads(Threads):
 
     def _held_up(self, kind: Kind, took: float, unfinished: bool) -> None:
         """A call on the loop was not quick, or a task has to go on with it."""
-        if took > _QUICK:
-            kind.credit -= took
+        # On a busy machine most of them were quick, and stopped by the kernel.
+        held = took - self._delayed()
+        if held > _QUICK:
+            kind.credit -= held
         if kind.credit < 0 or unfinished:
             kind.until = 0.0
-        if took > _CREDIT:
-            self._not_before = monotonic() + took * _PENALTY
+        if held > _CREDIT:
+            self._not_before = monotonic() + held * _PENALTY
             self._forget()
+
+    def _delayed(self) -> float:
+        """Seconds that the loop had to wait for a processor since this was asked last."""
+        before, self._delay = self._delay, delay(self.loop_thread)
+        return self._delay - before
 
     def _forget(self) -> None:
         self._kinds.clear()
@@ -174,6 +197,7 @@ class AutoThreads(Threads):
                 and kind.waited < _SAMPLE * _WAIT
                 and now >= self._not_before
             ):
+                self._delayed()  # what was before is of no interest
                 kind.credit = _CREDIT
                 kind.until = now + _BELIEVED
             kind.calls = 0

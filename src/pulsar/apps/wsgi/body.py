@@ -50,12 +50,12 @@ class Body:
         #: So many bytes have come.
         self.size = 0
 
-    def add(self, data: bytes) -> None:
-        """Keep ``data``. Raises ``OSError`` when the disk is full."""
+    def add(self, data: bytes) -> bool:
+        """Keep ``data``. Returns False: there is always room. Raises ``OSError``: there was not."""
         self.size += len(data)
         if self._file is not None:
             self._file.write(data)
-            return
+            return False
         self._memory += data
         if self.size > _IN_MEMORY:
             import tempfile  # only here: most servers never get there
@@ -63,6 +63,11 @@ class Body:
             self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the request
             self._file.write(self._memory)
             self._memory = bytearray()
+        return False
+
+    def taken(self) -> bytes | None:
+        """What has come, to be kept elsewhere; None: it is too much for that."""
+        return bytes(self._memory) if self._file is None else None
 
     def open(self) -> IO[bytes]:
         """The complete body, to be read from its beginning; its reader closes it."""

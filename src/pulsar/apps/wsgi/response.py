@@ -1,16 +1,14 @@
 """One request and its response: between the bytes of a connection and an application.
 
-Owns: ``HttpServerResponse``: reading the request, calling the application as PEP 3333
-wants it, the order and the framing of what is sent, errors.
-Leaves: the grammar to ``wire.http11``, heads to ``head``, bodies of requests to ``body``,
-what takes longer than a call to ``delivery`` and ``threads``, the rest to ``Site``.
+Owns: ``HttpServerResponse``: calling the application as PEP 3333 wants it, the order and the
+framing of what is sent, errors.
+Leaves: requests, until they can be served, to ``reading``, heads to ``head``, what takes longer
+than a call to ``delivery`` and ``threads``, the rest to ``Site``.
 
-Theory of operation. ``data_received`` finds the head of a request, and its body, if it
-has one, is kept until it is complete. Then the application is called. What most of
-them return, a list with one piece of bytes, is written at once, head and body. An
-iterable is sent piece by piece for as long as the client reads and others can wait;
-then a task goes on from there. With threads, a call has one of them to itself, and hands
-what it sends to the loop.
+Theory of operation. What most applications return, a list with one piece of bytes, is
+written at once, head and body. An iterable is sent piece by piece for as long as the client
+reads and others can wait; then a task goes on from there. With threads, a call has one of
+them to itself, and hands what it sends to the loop.
 """
 
 from __future__ import annotations
@@ -22,9 +20,8 @@ import struct
 import sys
 from asyncio import _set_running_loop
 from collections.abc import Callable, Sequence
-from io import BytesIO
 from time import monotonic
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from ...errors import ConnectionClosed, PulsarException
 from ...net import format_address
@@ -32,10 +29,7 @@ from ...protocols.consumer import ProtocolConsumer
 from ...protocols.flow import LOST, WRITTEN
 from ...wire.http11 import (
     CHUNKED,
-    CONTINUE,
-    KNOWN_LENGTH,
     UNTIL_CLOSE,
-    MessageRefused,
     Request,
     RequestParser,
     answer_framing,
@@ -45,11 +39,12 @@ from ...wire.http11 import (
     render_chunk,
     render_response,
 )
-from .body import Body
 from .delivery import close_iterable, deliver
 from .environ import connection_environ
 from .head import CLOSE, KEEP_ALIVE, Plan, length_line
+from .incoming import Incoming
 from .loopless import with_loop
+from .reading import RequestReader
 from .site import Site
 
 if TYPE_CHECKING:
@@ -92,7 +87,7 @@ _REASONS = {
 }
 
 
-class HttpServerResponse(ProtocolConsumer):
+class HttpServerResponse(RequestReader):
     """Server side of one HTTP/1.1 request: a ``ProtocolConsumer``.
 
     :param wsgi_callable: the application
@@ -100,30 +95,8 @@ class HttpServerResponse(ProtocolConsumer):
     :param server_software: for the field ``Server``
     """
 
-    # One of these objects is made for each request, by the connection, which calls nothing
-    # of it: all but ``request`` is unset until the first byte comes.
-    __slots__ = (
-        "_body",
-        "_deadline",
-        "_framing",
-        "_input",
-        "_keep_alive",
-        "_left",
-        "_more",
-        "_plan",
-        "began",
-        "body_sent",
-        "call",
-        "environ",
-        "headers_sent",
-        "iterable",
-        "site",
-        "status",
-        "threaded",
-    )
-
-    #: The head of the request; before it is complete None, and then what reads it.
-    request: Any
+    # See ``RequestReader`` for the others, and for when they are set.
+    __slots__ = ("_framing", "threaded")
 
     # Classes made by ``bound`` have it themselves.
     site: Site
@@ -131,19 +104,13 @@ class HttpServerResponse(ProtocolConsumer):
     #: The header line that says by which name the request is known: see ``request_id``.
     id_line: bytes = b""
 
-    # When the head has to be complete, by the monotonic clock; None: it is.
-    _deadline: float | None
-    # What has come of the body, and what the application reads it from.
-    _body: Body | None
-    _input: IO[bytes] | None
+    # What start_response was called with; None before.
     _plan: Plan | None
     # How the body is sent: see answer_framing; and what of its length is left. Below 0:
     # nothing is to follow the head.
     _framing: int
     _left: int
     _keep_alive: bool
-    # There is more behind this request.
-    _more: bool
 
     #: The thread that calls the application, as long as it does.
     call: ThreadCall | None
@@ -185,97 +152,6 @@ class HttpServerResponse(ProtocolConsumer):
         """The application."""
         return self.site.application
 
-    # Reading the request
-
-    def data_received(self, data: bytes) -> bytes | None:
-        """Read the request; when it is complete, have it answered."""
-        if self.request is not None:
-            return self._read_on(self.request, data)
-        self._body = self._input = self._plan = None
-        self.call = self.iterable = self.headers_sent = None
-        self._more = False
-        self._left = 0
-        heads = self.site.heads
-        request = heads.known.get(data) if len(data) <= KNOWN_LENGTH else None
-        if request is None and (request := heads.find(data)) is None:
-            return self._read_first(RequestParser(heads), data)
-        end = request.size
-        length = request.body
-        if length:
-            begin = end
-            end += length
-            if length < 0 or end > len(data):
-                return self._read_first(RequestParser(heads, request), data[begin:])
-            self._input = BytesIO(data[begin:end])
-        if end == len(data):
-            self._serve(request)
-            return None
-        self._more = True
-        self._serve(request)
-        return data[end:] if self._keep_alive else None
-
-    def _read_first(self, parser: RequestParser, data: bytes) -> bytes | None:
-        """Begin a request that does not come in one piece, or needs a closer look."""
-        self.request = parser
-        self._body = Body()
-        self.environ = None
-        self.status = self.body_sent = 0
-        self.began = monotonic()
-        self._deadline = self.began + self.site.head_timeout
-        return self._read_on(parser, data)
-
-    def _read_on(self, parser: RequestParser, data: bytes) -> bytes | None:
-        try:
-            rest = parser.feed(data)
-        except MessageRefused as exc:
-            self._refuse(exc.status, exc.reason)
-            return None
-        request = parser.request
-        if request is None:
-            return None
-        body = self._body
-        assert body is not None
-        try:
-            body.add(parser.read())
-        except OSError as exc:
-            logger.error("the body of a request cannot be kept: %s", exc)
-            self._refuse(500, "The body cannot be kept.")
-            return None
-        if parser.complete:
-            if request.body:
-                self._input = body.open()
-            self._more = bool(rest)
-            self._serve(request)
-            return rest if rest and self._keep_alive else None
-        if self._deadline is not None:
-            self._deadline = None
-            if request.expect_continue and not body.size:
-                self._put(CONTINUE)
-        return None
-
-    def check_deadlines(self, now: float, silent: float, stall_timeout: float | None) -> None:
-        """Refuse a request that takes too long to arrive."""
-        parser = self.request
-        if type(parser) is not RequestParser:
-            return
-        if self._deadline is None:
-            if stall_timeout and silent >= stall_timeout:
-                self._refuse(408, "The body of the request has stopped coming.")
-        elif monotonic() >= self._deadline:
-            if parser.started:
-                self._refuse(408, "The head of the request has taken too long.")
-            else:
-                self.connection.close()  # type: ignore[union-attr]
-
-    def eof_received(self) -> None:
-        """The client has ended its side; in the middle of a request that is an error."""
-        parser = self.request
-        if type(parser) is RequestParser:
-            if parser.started:
-                self._refuse(400, "The request is not complete.")
-            else:  # nothing but an empty line
-                self.connection.close()  # type: ignore[union-attr]
-
     def goodbye(self) -> bool:
         """The server stops. The answer says so, unless its head has been sent."""
         if self.request is None or self.headers_sent is None or not self._keep_alive:
@@ -311,6 +187,8 @@ class HttpServerResponse(ProtocolConsumer):
                 # RFC 3875 section 4.1.2, RFC 9112 section 7.1.3: the chunks are gone.
                 environ["CONTENT_LENGTH"] = str(self._body.size)  # type: ignore[union-attr]
                 del environ["HTTP_TRANSFER_ENCODING"]
+        elif type(self._body) is Incoming:
+            environ["wsgi.input"] = self._body.input
         if request.upgrade:
             environ["pulsar.upgrade"] = self.upgrade
         if site.special and self._handed_over(environ):
@@ -344,7 +222,10 @@ class HttpServerResponse(ProtocolConsumer):
                 self.status = self.body_sent = 0
         if site.threads is None:
             return False
-        site.threads.take(self, environ)
+        if type(self._body) is Incoming:
+            site.threads.take_early(self, environ)
+        else:
+            site.threads.take(self, environ)
         return True
 
     # What the application calls
@@ -453,9 +334,6 @@ class HttpServerResponse(ProtocolConsumer):
 
     # Sending
 
-    # What ``write`` is, where it is not PEP 3333's.
-    _put = ProtocolConsumer.write
-
     def _put_both(self, head: bytes, body: bytes) -> Any:
         if len(body) <= _JOINED:
             return self._put(head + body)
@@ -548,8 +426,8 @@ class HttpServerResponse(ProtocolConsumer):
             else:
                 head = responses.whole(plan, size)
             self.headers_sent = head
-            if self._input is None and self.iterable is None:
-                # Nothing is to be closed.
+            if self._input is None and self.iterable is None and self._body is None:
+                # Nothing is to be closed, or to be read.
                 if site.access is not None:
                     self.status = plan.code
                     self.body_sent = size
@@ -661,12 +539,19 @@ class HttpServerResponse(ProtocolConsumer):
     def _done(self) -> None:
         """The response is complete."""
         self._log()
-        if self._keep_alive:
-            self.finished()
-        else:
+        body = None if self._body is None else self.coming
+        if not self._keep_alive:
             # A client that wanted to go on may have sent more.
-            linger = self._more or self.request.keep_alive
+            linger = self._more or self.request.keep_alive or body is not None
+            if body is not None:
+                body.close()
             self.connection.close_gently(_LINGER if linger else 0)  # type: ignore[union-attr]
+            self.finished()
+        elif body is not None:
+            # What is left of it is not the next request.
+            body.discard()
+            self._look_for_body()
+        else:
             self.finished()
 
     def _log(self, otherwise: int = 0) -> None:
@@ -733,14 +618,22 @@ class HttpServerResponse(ProtocolConsumer):
         """Answer what is no request, and read nothing of what follows."""
         connection = self.connection
         assert connection is not None
-        self.request = self.request.request
+        if type(self.request) is RequestParser:
+            self.request = self.request.request
         peer = format_address(connection.address)
         logger.info("request from %s refused: %d %s", peer, status, reason)
         if self._body is not None:
             self._body.close()
+        if self.call is not None:
+            self.call.lose()
+        if self.headers_sent is not None:
+            # It is being answered already.
+            self._cut_off()
+            return
         self._answer_error(status, reason, True)
         if self.site.access is not None:
             self.site.access.log(self)
+            self.environ = None
         connection.close_gently(_LINGER)
 
     def _answer_error(self, status: int, reason: str, with_text: bool) -> None:

@@ -54,6 +54,8 @@ class Site:
         self.cfg = cfg
         #: Seconds that the head of a request may take.
         self.head_timeout = float(cfg.head_timeout)
+        #: Seconds that a client may be silent in the middle of a body; 0: as long as it likes.
+        self.stall_timeout = float(cfg.stall_timeout or 0)
         limits = Limits(
             start_line=cfg.limit_request_line,
             field=cfg.limit_request_field_size,

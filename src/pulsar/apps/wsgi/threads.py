@@ -53,8 +53,9 @@ class Threads:
     threads.
     """
 
-    #: The one that calls ``submit``.
+    #: The one that calls ``submit``, and the number that the kernel has for its thread.
     loop: asyncio.AbstractEventLoop
+    loop_thread: int
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -65,6 +66,8 @@ class Threads:
         self._told: deque[ThreadCall] = deque()
         # The loop has been woken, and has not looked yet.
         self._woken = False
+        #: So many answer requests whose bodies are still coming.
+        self.waiting = 0
 
     def take(self, response: HttpServerResponse, environ: dict[str, Any]) -> None:
         """Have ``response``'s application called, with ``environ``."""
@@ -74,13 +77,28 @@ class Threads:
         """Have ``call`` run in a thread. What comes on the connection meanwhile waits."""
         response.threaded = True
         response.call = call
-        response.connection.hold()  # type: ignore[union-attr]
+        call.hold()
         self.submit(call.run)
+
+    def may_wait(self) -> bool:
+        """True when one more may answer a request whose body is still coming."""
+        return self.waiting < self.number // 2
+
+    def take_early(self, response: HttpServerResponse, environ: dict[str, Any]) -> None:
+        """The same as ``take`` while the body is still coming; then ``ThreadCall.hold``."""
+        response.threaded = True
+        call = response.call = ThreadCall(response, environ, self)
+        self.submit(call.run)
+
+    def waited(self, task: object) -> None:
+        """One fewer does: its body is complete, or nobody wants the rest."""
+        self.waiting -= 1
 
     def submit(self, job: Callable[[], None]) -> None:
         """Have ``job`` called in a thread; it must not raise."""
         if len(self._threads) < self.number:
             self.loop = asyncio.get_running_loop()
+            self.loop_thread = threading.get_native_id()
             # Daemons: a call that never returns must not keep the process from its end.
             name = f"wsgi-{len(self._threads)}"
             thread = threading.Thread(target=self._work, name=name, daemon=True)
@@ -144,6 +162,7 @@ class ThreadCall:
         "_ended",
         "_environ",
         "_error",
+        "_held",
         "_lost",
         "_over",
         "_pieces",
@@ -194,6 +213,8 @@ class ThreadCall:
         self._answered = False
         # The client has gone.
         self._lost = False
+        # What comes on the connection waits.
+        self._held = False
 
     # In the thread
 
@@ -293,6 +314,11 @@ class ThreadCall:
 
     # On the loop
 
+    def hold(self) -> None:
+        """Keep what comes on the connection until the response is complete."""
+        self._held = True
+        self._response.connection.hold()  # type: ignore[union-attr]
+
     def lose(self) -> None:
         """The client has gone: the thread is told when it sends something."""
         self._lost = True
@@ -317,7 +343,7 @@ class ThreadCall:
                 response.fail(exc)
             finally:
                 connection.uncork()
-            if self._answered:
+            if self._answered and self._held:
                 connection.release()
         if over and (self._answered or self._lost):
             self._bury()
@@ -344,10 +370,12 @@ class ThreadCall:
         elif self._error is not None:
             error, self._error = self._error, None
             response.fail(error)
-        else:
+        elif response.collect_body():
             result, self._result = self._result, None
             response.call = None
             deliver(response, result)
+        else:
+            return False
         return True
 
     def _go_on(self, waiter: asyncio.Future[None]) -> None:
