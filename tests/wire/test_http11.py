@@ -62,6 +62,9 @@ def test_a_head_is_found_and_shared() -> None:
     assert request is not None
     assert (request.method, request.target, request.minor, request.size) == ("GET", "/", 1, 27)
     assert request.body == 0
+    assert HELLO not in heads.known  # most heads never come again
+    request = heads.find(HELLO)
+    assert request is not None
     assert heads.find(HELLO + HELLO) is request
     assert heads.find(HELLO + b"anything") is request
     assert heads.find(HELLO[:-1]) is None
@@ -117,9 +120,11 @@ def test_what_is_remembered_is_bounded() -> None:
     for number in range(3000):
         head = b"GET /%d HTTP/1.1\r\nHost: a\r\nX-%d: %d\r\n\r\n" % ((number,) * 3)
         assert heads.find(head) is not None
+        assert heads.find(head) is heads.known[head]
         render_response(f"200 {number}", [(f"X-{number}", str(number))])
     assert len(heads.known) <= http11_request._CACHED
     assert len(heads._rests) <= http11_request._CACHED
+    assert len(heads._seen) <= http11_request._SEEN
     for cache in (headers._names, headers._fields, headers._lines):
         assert len(cache) <= headers._CACHED
     assert len(http11_render._status_lines) <= http11_render._CACHED
@@ -133,6 +138,7 @@ def test_what_is_long_is_not_remembered() -> None:
         b"GET / HTTP/1.1\r\nHost: a\r\nX: " + long + b"\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: a\r\n" + long + b": y\r\n\r\n",
     ):
+        assert heads.find(head) is not None
         assert heads.find(head) is not None
     assert all(len(key) <= http11_request.KNOWN_LENGTH for key in heads.known)
     assert all(len(key) <= http11_request.KNOWN_LENGTH for key in heads._rests)

@@ -5,7 +5,7 @@ careful way, and the way to its body.
 Leaves: the environment of an application, and every answer, to the server.
 
 Theory of operation. Nearly every head arrives whole, is well-formed, and has come
-before: clients repeat themselves. So heads that were accepted are looked up by
+before: clients repeat themselves. So heads that came twice are looked up by
 their bytes, first as a whole, then without the request line. What is new is
 split by a few calls that only ever accept. What they do not accept goes through
 ``RequestParser``, line by line: it alone refuses, and it accepts the same.
@@ -31,6 +31,7 @@ __all__ = ["KNOWN_LENGTH", "Request", "RequestHeads", "RequestParser"]
 # targets. Full, a cache is emptied: what is in use comes back at once.
 KNOWN_LENGTH = 2048
 _CACHED = 256
+_SEEN = 2048
 
 _VERSIONS = ("HTTP/1.0", "HTTP/1.1")
 
@@ -98,7 +99,7 @@ class Request:
 class RequestHeads:
     """Finds requests by the bytes of their heads. One serves many connections."""
 
-    __slots__ = ("_longest", "_rests", "constants", "known", "limits")
+    __slots__ = ("_longest", "_rests", "_seen", "constants", "known", "limits")
 
     def __init__(
         self, limits: Limits | None = None, constants: Mapping[str, Any] | None = None
@@ -108,6 +109,8 @@ class RequestHeads:
         self.limits = limits = Limits() if limits is None else limits
         #: Some that were found, by their whole heads: for who cannot spare a call.
         self.known: dict[bytes, Request] = {}
+        # The hashes of what has come once.
+        self._seen: set[int] = set()
         # By what follows "HTTP/1." in a head.
         self._rests: dict[bytes, tuple[int, Fields, RequestFraming]] = {}
         # No line in a head up to this length is too long.
@@ -139,11 +142,21 @@ class RequestHeads:
         method, target, path, query = match.groups("")
         line = method, target, path, query, None, minor
         request = Request(line, fields, framing, end, self.constants)
-        if end <= KNOWN_LENGTH:
+        if end <= KNOWN_LENGTH and self._again(data):
             if len(self.known) >= _CACHED:
                 self.known.clear()
             self.known[data] = request
         return request
+
+    def _again(self, key: bytes) -> bool:
+        """True when it has come before: what never comes again is not worth keeping."""
+        number = hash(key)
+        if number in self._seen:
+            return True
+        if len(self._seen) >= _SEEN:
+            self._seen.clear()
+        self._seen.add(number)
+        return False
 
     def _split(self, rest: bytes) -> tuple[int, Fields, RequestFraming] | None:
         """What follows from ``rest``: the minor version, a line end, and the fields."""
@@ -159,7 +172,7 @@ class RequestHeads:
         if len(fields) > self.limits.fields:
             return None
         known = minor, fields, framing
-        if len(rest) <= KNOWN_LENGTH:
+        if len(rest) <= KNOWN_LENGTH and self._again(rest):
             if len(self._rests) >= _CACHED:
                 self._rests.clear()
             self._rests[rest] = known
