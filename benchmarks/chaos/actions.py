@@ -497,6 +497,11 @@ class Stuck(Action):
     # What is asked for, and whose name the stacks must show.
     KINDS: ClassVar[dict[str, str]] = {"!sleep": "asleep_for_good", "!spin": "spins_for_good"}
 
+    @classmethod
+    def possible(cls, server: Server) -> bool:
+        # A thread that is stuck takes nobody else with it.
+        return not any(option.startswith("--threads") for option in server.options.extra)
+
     def choose(self) -> None:
         self.word = self.chance.choice(list(self.KINDS))
 
@@ -511,7 +516,7 @@ class Stuck(Action):
         self._log = len(server.log())
         server.crashes.append(self._begun)
         self._sock = server.connect()
-        self._sock.sendall(self.word.encode() + server.flavour.end)
+        self._sock.sendall(server.flavour.dialogue.question(self.word.encode()))
         most = max(server.spread(server.workers()).values(), default=0)
         # Noticed after the timeout, killed, replaced.
         late = 1000 * (server.options.timeout + 2.0)

@@ -4,10 +4,12 @@
 
 Each load is KIND=CLIENTS@ADDRESS. KIND:
 
-    kept    the lines of ``examples/lineserver`` on connections that stay open
-    lines   the same lines, a connection for each
-    echo    the messages of ``examples/echo``, a connection for each
-    udp     the datagrams of ``examples/echoudp``; each client has a port of its own
+    kept        the lines of ``examples/lineserver`` on connections that stay open
+    lines       the same lines, a connection for each
+    echo        the messages of ``examples/echo``, a connection for each
+    kept-http   HTTP requests for a path that comes back as a body, on connections that stay open
+    http        the same requests, a connection for each
+    udp         the datagrams of ``examples/echoudp``; each client has a port of its own
 
 ADDRESS: HOST:PORT, ``tls:HOST:PORT`` (verified against ``--ca``, as localhost) or ``unix:PATH``.
 
@@ -27,6 +29,7 @@ import gc
 import json
 import os
 import random
+import re
 import select
 import ssl
 import subprocess
@@ -196,17 +199,67 @@ class Target:
         return cls(host=host.strip("[]"), port=int(port), tls=tls)
 
 
+# What a server says: a text, or None for a goodbye alone; and whether it is a goodbye.
+Message = tuple[bytes | None, bool]
+
+
 @dataclass(frozen=True)
 class Dialogue:
-    """What is said on a connection: a text, ``end``; then ``prefix``, the text, ``end``."""
+    """What is said on a connection: a text, ``end``; then ``prefix``, the text, ``end``.
+
+    A server that ends says ``goodbye``, where there is one.
+    """
 
     end: bytes
     prefix: bytes = b""
     goodbye: bytes | None = None
 
+    def question(self, text: bytes) -> bytes:
+        """What asks for ``text``."""
+        return text + self.end
 
+    def messages(self, data: bytes) -> tuple[list[Message], bytes]:
+        """What was said in ``data``, and what is left of it. Without an ``end``, it is all one."""
+        if not self.end:
+            return [(data, False)], b""
+        *found, rest = data.split(self.end)
+        return [self._message(one) for one in found], rest
+
+    def _message(self, said: bytes) -> Message:
+        if said == self.goodbye:
+            return None, True
+        right = said.startswith(self.prefix)
+        return said.removeprefix(self.prefix) if right else b"not " + self.prefix + said, False
+
+
+class HttpDialogue(Dialogue):
+    """Requests for the path of a text, which comes back as a body; ``end`` closes the head.
+
+    The goodbye is ``Connection: close`` in an answer: nothing can be said on an idle connection.
+    ``prefix`` has the headers of requests.
+    """
+
+    def question(self, text: bytes) -> bytes:
+        return b"GET /%b HTTP/1.1\r\nHost: localhost\r\n%b\r\n" % (text, self.prefix)
+
+    def messages(self, data: bytes) -> tuple[list[Message], bytes]:
+        found: list[Message] = []
+        while True:
+            head, end, rest = data.partition(self.end)
+            length = LENGTH(head)
+            if not end or length is None or len(rest) < int(length[1]):
+                return found, data
+            body, data = rest[: int(length[1])], rest[int(length[1]) :]
+            right = head.startswith(b"HTTP/1.1 200 ")
+            found.append((body if right else head + body, b"\r\nConnection: close" in head))
+
+
+LENGTH = re.compile(rb"(?i)\r\nContent-Length: ([0-9]+)").search
 LINES = Dialogue(b"\r\n", prefix=b"OK ", goodbye=b"BYE")
 ECHO = Dialogue(b"\r\n\r\n")
+DATAGRAMS = Dialogue(b"")
+HTTP = HttpDialogue(b"\r\n\r\n")
+HTTP_EACH = HttpDialogue(b"\r\n\r\n", prefix=b"Connection: close\r\n")
 
 
 class Peer(asyncio.Protocol):
@@ -228,12 +281,14 @@ class Peer(asyncio.Protocol):
         self.transport = transport  # type: ignore[assignment]
 
     def data_received(self, data: bytes) -> None:
-        *messages, self._buffer = (self._buffer + data).split(self._dialogue.end)
-        for message in messages:
-            if message == self._dialogue.goodbye:
+        messages, self._buffer = self._dialogue.messages(self._buffer + data)
+        for message, last in messages:
+            if last:
                 self._tally.goodbyes += 1
                 self.over = self.goodbye = True
-            elif self._answer is not None and not self._answer.done():
+            if message is None:
+                continue
+            if self._answer is not None and not self._answer.done():
                 self._answer.set_result(message)
             else:
                 self._tally.strays += 1
@@ -252,11 +307,11 @@ class Peer(asyncio.Protocol):
         """Send ``text`` and wait for its answer. Raises ``RequestError``."""
         self._answer = asyncio.get_running_loop().create_future()
         try:
-            self.transport.write(text + self._dialogue.end)
+            self.transport.write(self._dialogue.question(text))
             answer = await self._answer
         finally:
             self._answer = None
-        if answer != self._dialogue.prefix + text:
+        if answer != text:
             raise RequestError("wrong", difference(answer, text))
         if self.over:
             self.close()
@@ -442,7 +497,9 @@ class Load:
         "kept": (KeptClient, LINES),
         "lines": (ConnectingClient, LINES),
         "echo": (ConnectingClient, ECHO),
-        "udp": (DatagramClient, ECHO),
+        "kept-http": (KeptClient, HTTP),
+        "http": (ConnectingClient, HTTP_EACH),
+        "udp": (DatagramClient, DATAGRAMS),
     }
 
     def __init__(

@@ -472,6 +472,7 @@ def torment(options: argparse.Namespace, directory: Path, stack: contextlib.Exit
         transport=options.transport,
         workers=options.workers,
         reuse_port=options.reuse_port,
+        kept=options.kept,
         timeout=options.timeout,
         late=options.late,
         python=options.python,
@@ -580,12 +581,13 @@ def parse() -> argparse.Namespace:
     add("--only", type=names, default=list(ACTIONS), help=f"of {', '.join(ACTIONS)} (all)")
     add("--plan", type=plan, help="what to do: reload*20,scale=1+kill-worker,burst")
     add("--transport", choices=("tcp", "tls", "unix", "udp"), default="tcp", help="(tcp)")
-    add("--serve", type=served, help="of lines, echo, udp (lines,echo; over udp: udp)")
+    add("--serve", type=served, help="of lines, echo, web, udp (lines,echo; over udp: udp)")
     add("--workers", type=int, default=4, help="at most, and at first (4)")
     add("--reuse-port", action="store_true", help="a listening socket per worker")
     add("--timeout", type=float, default=2.0, help="when a worker counts as stuck (2)")
     add("--end", choices=("term", "command", "kill"), default="term", help="the last stop (term)")
     add("--pace", type=float, default=200.0, help="requests per second of each load (200)")
+    add("--kept", type=int, default=16, help="clients that keep their connections (16)")
     add("--calm", type=float, default=2.0, help="seconds of load without faults, at first (2)")
     add("--late", type=float, default=100.0, metavar="MS", help="what is too late (100)")
     add("--keep-going", action="store_true", help="go on when something is broken")

@@ -17,12 +17,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.chaos import kernel
-from benchmarks.chaos.load import TLS_NAME, Target
+from benchmarks.chaos.load import DATAGRAMS, ECHO, HTTP, LINES, TLS_NAME, Dialogue, Message, Target
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOYED = Path(__file__).resolve().parent / "deployed"
@@ -50,9 +50,16 @@ class Flavour:
     """What is served: an example, and how its messages look."""
 
     example: str
-    end: bytes
-    prefix: bytes
+    dialogue: Dialogue
     loads: tuple[str, ...]
+
+    def with_kept(self, clients: int) -> "Flavour":
+        """The same with so many clients that keep their connections."""
+        loads = (
+            f"{load.partition('=')[0]}={clients}" if load.startswith("kept") else load
+            for load in self.loads
+        )
+        return replace(self, loads=tuple(loads))
 
     @property
     def connecting(self) -> int:
@@ -63,9 +70,10 @@ class Flavour:
 
 
 FLAVOURS = {
-    "lines": Flavour("lineserver", b"\r\n", b"OK ", ("kept=16", "lines=4")),
-    "echo": Flavour("echo", b"\r\n\r\n", b"", ("echo=4",)),
-    "udp": Flavour("echoudp", b"", b"", ("udp=16",)),
+    "lines": Flavour("lineserver", LINES, ("kept=16", "lines=4")),
+    "echo": Flavour("echo", ECHO, ("echo=4",)),
+    "web": Flavour("helloworld", HTTP, ("kept-http=16", "http=4")),
+    "udp": Flavour("echoudp", DATAGRAMS, ("udp=16",)),
 }
 
 
@@ -76,6 +84,8 @@ class Options:
     transport: str = "tcp"
     workers: int = 4
     reuse_port: bool = False
+    # How many clients keep their connections.
+    kept: int = 16
     timeout: float = 2.0
     # What is too late, in milliseconds.
     late: float = 100.0
@@ -101,7 +111,7 @@ class Server:
 
     def __init__(self, name: str, directory: Path, options: Options) -> None:
         self.name = name
-        self.flavour = FLAVOURS[name]
+        self.flavour = FLAVOURS[name].with_kept(options.kept)
         self.options = options
         self.directory = directory
         # How many workers there have to be, and which code they have to run.
@@ -315,19 +325,20 @@ class Server:
 
     def answered_version(self) -> int:
         """The version of the code that answers a new connection. Raises ``InvariantError``."""
-        end = self.flavour.end
-        answer = b""
+        dialogue = self.flavour.dialogue
+        rest = b""
+        messages: list[Message] = []
         with self.connect() as sock:
             try:
-                sock.sendall(b"!version" + end)
-                while not answer or not answer.endswith(end):
+                sock.sendall(dialogue.question(b"!version"))
+                while not messages or messages[0][0] is None:
                     piece = sock.recv(1000)
                     if not piece:
                         raise InvariantError("the question for the version is not answered")
-                    answer += piece
+                    messages, rest = dialogue.messages(rest + piece)
             except OSError as error:
                 raise InvariantError(f"the question for the version fails: {error}") from None
-        return int(answer.removeprefix(self.flavour.prefix).removesuffix(end))
+        return int(messages[0][0])
 
     # What the kernel says
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import socket
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -655,6 +656,34 @@ def test_long_answers_are_not_joined() -> None:
     assert transport.written == [b"".join(pieces[:-1]), pieces[-1]]
     # There are versions of asyncio in which writelines never pauses writing, but write does.
     assert transport.calls == ["writelines", "write"]
+
+
+def test_long_answers_on_a_connection_that_is_lost(run: Callable[..., Any]) -> None:
+    """From 3.12 on, asyncio would go on watching a descriptor that is somebody else's by then."""
+
+    class Long(ProtocolConsumer):
+        def data_received(self, data: bytes) -> None:
+            # As a reset does it: the connection is told a turn of the loop later.
+            self.connection._transport.abort()
+            for _ in range(3):
+                self.write(b"x" * 100_000)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            transport, connection = await loop.create_connection(
+                lambda: Connection(Long, producer=Server()), sock=ours
+            )
+            descriptor = ours.fileno()
+            theirs.sendall(b"x")
+            await connection.event("connection_lost")
+            await asyncio.sleep(0)
+            if isinstance(loop, asyncio.SelectorEventLoop):
+                assert descriptor not in loop._selector.get_map()
+            assert transport.is_closing()
+
+    run(main())
 
 
 def test_one_long_answer_is_written_as_it_is() -> None:

@@ -467,9 +467,9 @@ def many_frames_one_by_one(make: Callable[[int], Framer], size: int) -> None:
 @pytest.mark.parametrize(
     ("work", "size"),
     [
-        (one_frame_in_small_pieces, 256 * 1024),
-        (many_frames_at_once, 8 * 1024),
-        (many_frames_one_by_one, 16 * 1024),
+        (one_frame_in_small_pieces, 64 * 1024),
+        (many_frames_at_once, 4 * 1024),
+        (many_frames_one_by_one, 8 * 1024),
     ],
 )
 def test_sixteen_times_the_bytes_take_about_sixteen_times_as_long(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from .http11_corpus.engine import by_byte, cut, expected, outcomes, quick_and_careful, restricted
@@ -10,8 +12,35 @@ from .http11_corpus.load import Case, cases
 GOOD_REQUEST = b"POST /good HTTP/1.1\r\nHost: good\r\nContent-Length: 4\r\n\r\ngood"
 GOOD_RESPONSE = b"HTTP/1.1 200 Good\r\nContent-Length: 4\r\n\r\ngood"
 
-every_request = pytest.mark.parametrize("case", cases("request"), ids=str)
-every_response = pytest.mark.parametrize("case", cases("response"), ids=str)
+
+def sections(found: list[Case]) -> dict[str, list[Case]]:
+    """The cases by RFC and chapter: a test each of 300 cases would cost more than the cases."""
+    by_chapter: dict[str, list[Case]] = {}
+    for case in found:
+        by_chapter.setdefault(case.rfc.partition(".")[0], []).append(case)
+    return by_chapter
+
+
+def over(found: list[Case]) -> pytest.MarkDecorator:
+    chapters = sections(found)
+    return pytest.mark.parametrize("chapter", chapters.values(), ids=list(chapters))
+
+
+def each(chapter: list[Case], test: Callable[[Case], None]) -> None:
+    """Call ``test`` for each case, and fail for all that fail."""
+    failures = []
+    for case in chapter:
+        try:
+            test(case)
+        except Exception as error:
+            error.add_note(f"the case: {case}")
+            failures.append(error)
+    if failures:
+        raise ExceptionGroup(f"{len(failures)} of {len(chapter)} cases", failures)
+
+
+every_request = over(cases("request"))
+every_response = over(cases("response"))
 both_ways = pytest.mark.parametrize("way", ["quick", "careful"])
 
 
@@ -31,42 +60,57 @@ def check(case: Case, pieces: list[bytes], way: str = "quick", *, behind: bytes 
 
 @both_ways
 @every_request
-def test_request(case: Case, way: str) -> None:
-    check(case, [case.send], way)
-    check(case, by_byte(case.send), way)
-    check(case, [case.send], way, behind=GOOD_REQUEST)
+def test_request(chapter: list[Case], way: str) -> None:
+    def test(case: Case) -> None:
+        check(case, [case.send], way)
+        check(case, by_byte(case.send), way)
+        check(case, [case.send], way, behind=GOOD_REQUEST)
+
+    each(chapter, test)
 
 
 @every_request
-def test_request_in_one_packet_with_a_good_one(case: Case) -> None:
-    wanted = expected(case)
-    first, *seen = outcomes([GOOD_REQUEST + case.send], end=case.end)
-    assert first["target"] == "/good"
-    assert first["body"] == "good"
-    assert restricted(seen, wanted) == wanted
+def test_request_in_one_packet_with_a_good_one(chapter: list[Case]) -> None:
+    def test(case: Case) -> None:
+        wanted = expected(case)
+        first, *seen = outcomes([GOOD_REQUEST + case.send], end=case.end)
+        assert first["target"] == "/good"
+        assert first["body"] == "good"
+        assert restricted(seen, wanted) == wanted
+
+    each(chapter, test)
 
 
-@pytest.mark.parametrize("case", [case for case in cases() if len(case.send) < 1000], ids=str)
-def test_cut_in_two_anywhere(case: Case) -> None:
-    for place in range(1, len(case.send)):
-        check(case, cut(case.send, [place]))
+@over([case for case in cases() if len(case.send) < 1000])
+def test_cut_in_two_anywhere(chapter: list[Case]) -> None:
+    def test(case: Case) -> None:
+        for place in range(1, len(case.send)):
+            check(case, cut(case.send, [place]))
+
+    each(chapter, test)
 
 
 @every_request
-def test_a_request_is_read_the_same_when_it_comes_again(case: Case) -> None:
-    heads = quick_and_careful()["quick"]
-    first = outcomes([case.send], heads=heads, end=case.end)
-    assert outcomes([case.send], heads=heads, end=case.end) == first
-    assert outcomes([GOOD_REQUEST + case.send], heads=heads, end=case.end)[1:] == first
+def test_a_request_is_read_the_same_when_it_comes_again(chapter: list[Case]) -> None:
+    def test(case: Case) -> None:
+        heads = quick_and_careful()["quick"]
+        first = outcomes([case.send], heads=heads, end=case.end)
+        assert outcomes([case.send], heads=heads, end=case.end) == first
+        assert outcomes([GOOD_REQUEST + case.send], heads=heads, end=case.end)[1:] == first
+
+    each(chapter, test)
 
 
 @every_response
-def test_response(case: Case) -> None:
-    check(case, [case.send])
-    check(case, by_byte(case.send))
-    if case.send:
-        check(case, [case.send], behind=GOOD_RESPONSE)
-        check(case, by_byte(case.send), behind=GOOD_RESPONSE)
+def test_response(chapter: list[Case]) -> None:
+    def test(case: Case) -> None:
+        check(case, [case.send])
+        check(case, by_byte(case.send))
+        if case.send:
+            check(case, [case.send], behind=GOOD_RESPONSE)
+            check(case, by_byte(case.send), behind=GOOD_RESPONSE)
+
+    each(chapter, test)
 
 
 def test_the_corpus_is_large_enough_and_its_names_are_unique() -> None:

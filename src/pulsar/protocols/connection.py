@@ -18,6 +18,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import socket
+import sys
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -40,6 +43,10 @@ from .flow import LOST, WRITTEN, FlowControl, Written
 from .protocol import Protocol
 from .timeout import READ, SEEN, WROTE
 
+if sys.platform != "win32":
+    import fcntl
+    import termios
+
 if TYPE_CHECKING:
     from .producer import Producer  # which knows protocols only by their base
 
@@ -48,6 +55,9 @@ __all__ = ["Connection", "ConsumerFactory"]
 T = TypeVar("T")
 ConsumerFactory = Callable[[], ProtocolConsumer]
 Data = bytes | bytearray | memoryview
+
+# What FIONREAD says where nothing is to be read: an int.
+_NO_BYTES = bytes(4)
 
 # Joining copies: above this many bytes the pieces go to the transport one by one.
 _JOIN_LIMIT = 128 * 1024
@@ -673,7 +683,9 @@ class Connection(FlowControl, Protocol):
         # Not all of them at once: writelines never pauses its protocol in asyncio 3.12.0
         # to 3.12.8, 3.13.0 and 3.13.1 (CVE-2024-12254), but the next write does.
         *most, last = filter(None, pieces)
-        if most:
+        # Of a transport that is lost, and has not told us yet, writelines has the loop watch
+        # a descriptor that is closed then: whoever gets its number next would be lost, too.
+        if most and not self._transport.is_closing():
             self._transport.writelines(most)
         self._transport.write(last)
 
@@ -757,7 +769,28 @@ class Connection(FlowControl, Protocol):
         """Close as soon as no request is in progress: now, or after its answer."""
         self._last_request = True
         if not self._closing and self._out is None and not self.busy:
+            self._close_idle()
+
+    def _close_idle(self) -> None:
+        """Close, unless a request has come that was not read yet."""
+        if hang_up(self._transport):
             self.close()
+
+    def give_way(self) -> bool:
+        """The server needs room: close, unless something is in hand. True: it is closing."""
+        if self._closing or self._paused or self._holds or self._tasks:
+            return False
+        if not self.busy:
+            self._close_idle()
+            return self._closing
+        consumer = self._consumer
+        if consumer is None or consumer._state != STARTED:
+            return False
+        try:
+            return consumer.give_way()
+        except Exception as exc:
+            self._fail(consumer, exc)
+            return True
 
     def quiet_since(self, now: float) -> float:
         """The time at which it was first seen that nothing came or went any more.
@@ -809,7 +842,7 @@ class Connection(FlowControl, Protocol):
                 timeout = min(timeout or _EOF_LINGER, _EOF_LINGER)
             if timeout and silent >= timeout:
                 self.logger.debug("%r: closed after %.1f s of silence", self, silent)
-                self.close()
+                self._close_idle()
 
     def _log_timeout(self, reason: str, silent: float) -> None:
         peer = format_address(self.address)
@@ -823,3 +856,24 @@ class Connection(FlowControl, Protocol):
     def info(self) -> dict[str, Any]:
         """What there is to know about this connection, as plain data."""
         return {**super().info(), "requests_processed": self._processed, "busy": self.busy}
+
+
+def hang_up(transport: Any) -> bool:
+    """End our side of an idle connection, this very moment. False: something is to be read.
+
+    The loops close a turn later. A request that comes meanwhile is lost, and its peer could
+    have known better. With TLS there is more to say: that is left to the transport.
+    """
+    sock = transport.get_extra_info("socket")
+    if sock is None or transport.is_closing() or sys.platform == "win32":
+        return True
+    try:
+        if fcntl.ioctl(sock.fileno(), termios.FIONREAD, _NO_BYTES) != _NO_BYTES:
+            return False
+        plain = transport.get_extra_info("sslcontext") is None
+        if plain and not transport.get_write_buffer_size():
+            with socket.socket(fileno=os.dup(sock.fileno())) as own:
+                own.shutdown(socket.SHUT_WR)
+    except OSError:
+        pass  # gone meanwhile
+    return True

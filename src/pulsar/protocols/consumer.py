@@ -133,6 +133,14 @@ class ProtocolConsumer(EventHandler):
         :param stall_timeout: how many of them are too many; None or 0: there is no limit
         """
 
+    def give_way(self) -> bool:
+        """Called while a request is in progress and the server has no room for others.
+
+        Only of a connection that has been silent. Returns False: the request goes on. One that
+        the peer has not sent to its end may be refused: close the connection, and return True.
+        """
+        return False
+
     def connection_lost(self, exc: BaseException | None) -> None:
         """Called when the connection is gone, with the reason if there is one.
 

@@ -136,7 +136,8 @@ class Drain:
                 idle_since = max(idle_since, member.quiet_since(now))
             if now - idle_since >= linger:
                 member.finish()
-                _end_reading(member)
+                if member.transport.is_closing():
+                    _end_reading(member)
 
     async def forget_the_aborted(self) -> None:
         """Wait for the end of connections that were aborted: a turn of the loop or two."""

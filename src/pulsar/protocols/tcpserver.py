@@ -50,6 +50,11 @@ _FEW_DESCRIPTORS = 480
 _ACCEPTED = 0.0
 _OVERDUE = -1.0
 
+# At max_connections, one connection in so many may make room for others, after so many
+# seconds of silence.
+_GIVING_WAY = 64
+_SILENCE = 1.0
+
 # Seconds that a handler may take to be cancelled.
 _TASK_PATIENCE = 1.0
 
@@ -501,10 +506,28 @@ class TcpServer(Server):
         return self.max_connections is None or self.connections < self.max_connections
 
     def _at_the_limit(self) -> None:
-        """Pause accepting, unless some of the connections are gone."""
+        """Pause accepting, unless some of the connections are gone, and make room."""
         self._forget_the_gone()
         if not self._has_room():
             self._pause("max_connections", f"{self.connections} connections (max_connections)")
+            self._make_room()
+
+    def _make_room(self) -> None:
+        """Close those that nothing is in hand for, first who has been silent for longest."""
+        assert self._loop is not None
+        now = self._loop.time()
+        silent = [
+            (since, index, member)
+            for index, member in enumerate(self._members)
+            if isinstance(member, Connection)
+            and member.made
+            and now - (since := member.quiet_since(now)) >= _SILENCE
+        ]
+        wanted = 1 + self.connections // _GIVING_WAY
+        for _, _, member in sorted(silent):
+            wanted -= member.give_way()
+            if not wanted:
+                break
 
     def _resume_if_there_is_room(self) -> None:
         if self._acceptor is not None and self._has_room():
@@ -601,6 +624,8 @@ class TcpServer(Server):
         if pending:
             self._forget_the_gone(sweeping=True)
             self._resume_if_there_is_room()
+        if not self._has_room():
+            self._make_room()
         return bool(self._members)
 
 

@@ -5,6 +5,7 @@ Knows nothing of any parser, so that it can be sent to any server. A case has
 ``name``        what is in it
 ``rfc``         the RFC and section that decides
 ``why``         where that alone is not reason enough
+``choice``      where the RFC leaves one: why another server may do otherwise
 ``side``        "request", which is the default, or "response"
 ``to``          the method that a response answers; "GET" by default
 ``send``        the bytes, as text in Latin-1; or a list of such texts and
@@ -49,6 +50,7 @@ class Case:
     rfc: str
     send: bytes
     why: str = ""
+    choice: str = ""
     side: str = "request"
     to: str = "GET"
     end: bool = False

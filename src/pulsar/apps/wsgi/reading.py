@@ -294,6 +294,13 @@ class RequestReader(ProtocolConsumer):
             else:
                 self.connection.close()  # type: ignore[union-attr]
 
+    def give_way(self) -> bool:
+        """Refuse a request that has not come whole: others wait for its place."""
+        if type(self.request) is not RequestParser:
+            return False
+        self._refuse(408, "The request has taken too long, and others wait.", linger=0)
+        return True
+
     def eof_received(self) -> None:
         """The client has ended its side; in the middle of a request that is an error."""
         parser = self.request
@@ -314,6 +321,6 @@ class RequestReader(ProtocolConsumer):
         """Call the application. By ``self.request`` it is known that this was done."""
         raise NotImplementedError
 
-    def _refuse(self, status: int, reason: str) -> None:
+    def _refuse(self, status: int, reason: str, linger: float = 0) -> None:
         """Answer what is no request, and read nothing of what follows."""
         raise NotImplementedError

@@ -614,7 +614,7 @@ class HttpServerResponse(RequestReader):
             connection.close_gently(_LINGER)
         self.finished()
 
-    def _refuse(self, status: int, reason: str) -> None:
+    def _refuse(self, status: int, reason: str, linger: float = _LINGER) -> None:
         """Answer what is no request, and read nothing of what follows."""
         connection = self.connection
         assert connection is not None
@@ -634,7 +634,7 @@ class HttpServerResponse(RequestReader):
         if self.site.access is not None:
             self.site.access.log(self)
             self.environ = None
-        connection.close_gently(_LINGER)
+        connection.close_gently(linger)
 
     def _answer_error(self, status: int, reason: str, with_text: bool) -> None:
         text = f"{reason}\n".encode("latin-1", "replace")
