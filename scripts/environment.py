@@ -123,7 +123,7 @@ def install(python: Path, packages: list[str], uv: str | None) -> None:
     if uv is None:
         command = [str(python), "-m", "pip", "install", "--disable-pip-version-check"]
     else:
-        command = [uv, "pip", "install", "--python", str(python)]
+        command = [uv, "pip", "install", "--compile-bytecode", "--python", str(python)]
     run([*command, "--quiet", "--editable", str(ROOT), *packages])
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import loops
 from tests.support.certs import Certificates, certs
 from tests.support.plain import connect, read, read_to_the_end
 from tests.support.process import EXAMPLES, MODES, PATIENCE, ServerProcess, clean_environment
@@ -53,10 +54,15 @@ def until(condition: Callable[[], bool], failure: str) -> None:
 
 
 @pytest.fixture
-def serve(loop_kind: str) -> Start:
-    """Serves the echo protocol from the command line, on each kind of loop."""
-    command = ("-m", "pulsar", "serve", "manage:EchoServerProtocol", "--event-loop", loop_kind)
+def serve(request: pytest.FixtureRequest) -> Start:
+    """Serves the echo protocol from the command line; see ``on_each_loop``."""
+    loop = getattr(request, "param", "auto")
+    command = ("-m", "pulsar", "serve", "manage:EchoServerProtocol", "--event-loop", loop)
     return partial(ServerProcess, *command, cwd=EXAMPLES / "echo")
+
+
+# The others need no loop but the default one: what loops do differently is tested elsewhere.
+on_each_loop = pytest.mark.parametrize("serve", list(loops.KINDS), indirect=True)
 
 
 @pytest.fixture
@@ -133,6 +139,7 @@ def openssl_hello(client: subprocess.Popen[bytes]) -> bytes:
     return answer
 
 
+@on_each_loop
 def test_openssl_talks_to_the_echo_server(tls: Start, certs: Certificates) -> None:
     with tls() as server:
         assert openssl_hello(openssl_client(server, certs)) == HELLO
@@ -148,6 +155,7 @@ def test_tls_1_1_is_refused(tls: Start, certs: Certificates) -> None:
         assert "Traceback" not in server.stderr
 
 
+@on_each_loop
 def test_python_talks_to_the_echo_server(tls: Start, certs: Certificates) -> None:
     with tls() as server, tls_client(server, certs) as client:
         assert says_hello(client)
@@ -256,6 +264,7 @@ def test_a_certificate_that_cannot_be_read_changes_nothing(
         assert says_hello(old)
 
 
+@on_each_loop
 def test_an_idle_client_that_does_not_read_does_not_hold_up_the_end(
     tls: Start, certs: Certificates
 ) -> None:
@@ -280,6 +289,7 @@ def unix_client(path: str) -> socket.socket:
     return sock
 
 
+@on_each_loop
 def test_a_unix_socket(serve: Start, path: Path) -> None:
     with serve("--bind", f"unix:{path}?mode=0600") as server:
         assert server.addresses == [f"unix:{path}"]
@@ -434,9 +444,10 @@ def test_several_addresses(tls: Start, certs: Certificates, path: Path) -> None:
 
 @pytest.fixture
 def half_a_message(
-    manage: Start, mode: Sequence[str], loop_kind: str
+    manage: Start, mode: Sequence[str]
 ) -> Iterator[tuple[ServerProcess, socket.socket]]:
     """A server in the middle of a request, and its client."""
+    loop_kind = "asyncio" if mode else "uvloop"
     with (
         manage(*LOCALHOST, "--event-loop", loop_kind, *mode) as server,
         connect(server.address) as client,

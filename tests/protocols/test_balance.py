@@ -335,6 +335,13 @@ def test_a_server_that_has_stepped_back_says_that_it_accepts(
 
 # -- four workers
 
+# Each flavour, and each loop; four processes are too dear for each with each.
+over_all = pytest.mark.parametrize(
+    ("flavour", "loop_kind"),
+    [("tcp", "asyncio"), ("tcp", "uvloop"), ("tls", "asyncio"), ("unix", "uvloop")],
+    indirect=["flavour"],
+)
+
 
 class Workers:
     """Processes that serve one socket; a context manager."""
@@ -432,6 +439,7 @@ async def burst(workers: Workers) -> tuple[list[Peer], Counter[int]]:
     return peers, Counter(await asyncio.gather(*map(number, peers)))
 
 
+@over_all
 def test_a_burst_is_spread(flavour: Flavour, loop_kind: str, certs: Certificates) -> None:
     async def main() -> None:
         peers, share = await burst(workers)
@@ -475,6 +483,7 @@ def test_nobody_waits_for_a_worker_that_is_stuck(
         workers.ended()
 
 
+@over_all
 def test_workers_that_stop_together_empty_their_queue(
     flavour: Flavour, loop_kind: str, certs: Certificates
 ) -> None:

@@ -1,15 +1,18 @@
 """The pytest plugin behind conftest.py: fixtures for every test.
 
-Owns: the check after each test that nothing is left behind, and the fixtures
-``loop_kind`` and ``run``.
+Owns: the check after each test that nothing is left behind, the fixtures
+``loop_kind`` and ``run``, and the removal of what killed processes have measured.
 Leaves: what is looked for to leaks.py, the loops to loops.py.
 """
 
+import sqlite3
 from collections.abc import Callable, Generator
+from contextlib import closing
 from functools import partial
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tests.support import leaks, loops
 
@@ -18,6 +21,24 @@ RAISED: pytest.StashKey[bool] = pytest.StashKey()
 
 def pytest_configure(config: pytest.Config) -> None:
     leaks.prepare()
+    settings.register_profile("busy", deadline=None)
+    settings.load_profile("busy")
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
+    """Remove, before pytest-cov reads it, what processes wrote that were killed meanwhile."""
+    result = yield
+    if not hasattr(session.config, "workerinput"):
+        for path in session.config.rootpath.glob(".coverage.*"):
+            try:
+                with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as data:
+                    whole = data.execute("select version from coverage_schema").fetchone()
+            except sqlite3.Error:
+                whole = None
+            if whole is None:
+                path.unlink(missing_ok=True)
+    return result
 
 
 @pytest.hookimpl(wrapper=True)

@@ -209,8 +209,13 @@ class ServerProcess:
 
 
 def clean_environment() -> dict[str, str]:
-    """This process's environment, without what would change a server's settings."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
+    """This process's environment, without what would change a server's settings.
+
+    What is imported leaves no bytecode, which would be taken for that of what replaces
+    it in the same second.
+    """
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
+    return {**ours, "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 @contextmanager

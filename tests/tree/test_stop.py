@@ -196,6 +196,50 @@ def test_stop_while_a_worker_starts(tmp_path: Path) -> None:
         assert "Traceback" not in tree.stderr
 
 
+def test_stop_while_new_code_is_imported(tmp_path: Path) -> None:
+    with serve(tmp_path) as tree:
+        with tree.client() as busy:
+            busy.send(f"until({str(tmp_path / 'go')!r})")
+            tree.who()
+            deploy(tmp_path, 2, more="open('importing', 'w').close(); sleep_for_ever()")
+            tree.send(signal.SIGHUP)
+            until((tmp_path / "importing").exists, "the new code is imported")
+            tree.send(signal.SIGTERM)
+            tree.wait_for("not reloaded: the server is stopping")
+            (tmp_path / "go").touch()
+            assert busy.receive()
+        assert tree.wait() == 0
+        assert "ERROR" not in tree.stderr
+
+
+def test_stop_while_new_code_takes_over(tmp_path: Path) -> None:
+    (tmp_path / "hooked.py").write_text(
+        "import app, os\n"
+        "from pulsar.apps.socket import SocketServer\n"
+        "async def start(worker):\n"
+        "    if worker.generation == 2:\n"
+        "        open(f'starting-{worker.slot}', 'w').close()\n"
+        "        app.block('started')\n"
+        "server = SocketServer(app.App, name='hooked', on_worker_start=start, workers=2)\n"
+    )
+    with serve(tmp_path, target="hooked:server") as tree:
+        with tree.client() as busy:
+            busy.send(f"until({str(tmp_path / 'go')!r})")
+            tree.who()
+            tree.send(signal.SIGHUP)
+            until((tmp_path / "starting-0").exists, "the first of the new workers starts")
+            tree.send(signal.SIGTERM)
+            tree.wait_for("stopping gracefully")
+            (tmp_path / "started").touch()
+            # There is no second one, which nobody would tell to end.
+            tree.wait_for("not reloaded: the server is stopping")
+            (tmp_path / "go").touch()
+            assert busy.receive()
+        assert tree.wait() == 0
+        assert "ERROR" not in tree.stderr
+    assert not (tmp_path / "starting-1").exists()
+
+
 @pytest.mark.parametrize("words", [(), ("--now",)], ids=["gracefully", "now"])
 def test_pulsar_stop(tmp_path: Path, words: tuple[str, ...]) -> None:
     with serve(tmp_path, "--workers", 2) as tree:

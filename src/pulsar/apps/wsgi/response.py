@@ -341,7 +341,8 @@ class HttpServerResponse(RequestReader):
             self._put(head)
             return self._put(body)
         connection = self.connection
-        if connection is None or connection.closing:
+        # See Connection._write_pieces for the last one.
+        if connection is None or connection.closing or connection.transport.is_closing():
             return LOST
         connection.transport.writelines((head, body))
         return connection.write_waiter() if connection.writing_paused else WRITTEN
