@@ -2,7 +2,7 @@
  * loop, connection churn, idle connections, and HTTP. One thread, one epoll.
  *
  * Owns: making load, checking every echoed byte, or the status and the length of every HTTP
- * answer, counting and timing the answers.
+ * answer, counting and timing the answers. Built with -DTLS it can speak TLS, by OpenSSL.
  * Leaves: starting servers, their CPU time and every comparison to run.py.
  *
  * It connects to 127.0.0.0/8, ::1 or a Unix path, and refuses any other address.
@@ -30,6 +30,10 @@
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
+#ifdef TLS
+#include <openssl/err.h>
+#include <openssl/ssl.h>
+#endif
 
 enum { EVENTS = 256, READ_SIZE = 256 * 1024, OPENING = 64, SOURCES = 4096 };
 
@@ -50,10 +54,11 @@ static struct {
     size_t connections, size;
     double seconds, warmup, rate;
     uint64_t timeout;
-    bool wait, reset;
+    bool wait, reset, tls;
     const char *end;
     const char *request; /* http: the file with the request */
     size_t pipeline;
+    bool vary; /* http: number the requests, see find_fields */
 } options = {.connections = 64,
              .size = 64,
              .seconds = 1,
@@ -68,6 +73,8 @@ struct connection {
     size_t sent, received;
     uint64_t started; /* when the message was sent, or the connection begun */
     uint64_t sequence;
+    char *message; /* what is sent: everybody's, or with numbers of its own */
+    void *tls;
     /* http: the answers so far, the head of the one that is coming, what is left of its body. */
     size_t answers, head_size, left;
     char head[HEAD_SIZE + 1];
@@ -168,12 +175,73 @@ static void watch(struct connection *c) {
 static void shut(struct connection *c) {
     if (c->fd < 0)
         return;
+#ifdef TLS
+    SSL_free(c->tls);
+    c->tls = NULL;
+#endif
     if (options.reset) {
         struct linger linger = {.l_onoff = 1};
         setsockopt(c->fd, SOL_SOCKET, SO_LINGER, &linger, sizeof linger);
     }
     close(c->fd);
     c->fd = -1;
+}
+
+/* ---- TLS: send and recv, with records in between ---- */
+
+static ssize_t put(struct connection *c, const char *data, size_t size) {
+#ifdef TLS
+    if (c->tls) {
+        int n = SSL_write(c->tls, data, (int)size);
+        if (n > 0)
+            return n;
+        int error = SSL_get_error(c->tls, n);
+        errno = error == SSL_ERROR_WANT_READ || error == SSL_ERROR_WANT_WRITE ? EAGAIN : EPROTO;
+        ERR_clear_error();
+        return -1;
+    }
+#endif
+    return send(c->fd, data, size, MSG_NOSIGNAL);
+}
+
+static ssize_t take(struct connection *c, char *data, size_t size) {
+#ifdef TLS
+    if (c->tls) {
+        int n = SSL_read(c->tls, data, (int)size);
+        if (n > 0)
+            return n;
+        int error = SSL_get_error(c->tls, n);
+        if (error == SSL_ERROR_ZERO_RETURN)
+            return 0;
+        errno = error == SSL_ERROR_WANT_READ || error == SSL_ERROR_WANT_WRITE ? EAGAIN : EPROTO;
+        ERR_clear_error();
+        return -1;
+    }
+#endif
+    return recv(c->fd, data, size, 0);
+}
+
+/* One cipher for all servers, the one that OpenSSL prefers: ciphers are not what is compared. */
+static void begin_tls(struct connection *c) {
+#ifdef TLS
+    static SSL_CTX *context;
+    if (!context) {
+        context = SSL_CTX_new(TLS_client_method());
+        if (!context || !SSL_CTX_set_min_proto_version(context, TLS1_3_VERSION) ||
+            !SSL_CTX_set_ciphersuites(context, "TLS_AES_256_GCM_SHA384"))
+            die("OpenSSL has no TLS 1.3");
+        SSL_CTX_set_mode(context, SSL_MODE_ENABLE_PARTIAL_WRITE |
+                                      SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
+    }
+    SSL *tls = SSL_new(context);
+    if (!tls || !SSL_set_fd(tls, c->fd))
+        die("OpenSSL has no memory");
+    SSL_set_connect_state(tls);
+    c->tls = tls;
+#else
+    (void)c;
+    die("this program was built without TLS");
+#endif
 }
 
 /* Each connection leaves from the next of many loopback addresses: the ports of one address
@@ -200,6 +268,8 @@ static bool open_stream(struct connection *c) {
         shut(c);
         return false;
     }
+    if (options.tls)
+        begin_tls(c);
     watch(c);
     return true;
 }
@@ -214,7 +284,51 @@ static void open_datagram(struct connection *c) {
     watch(c);
 }
 
-/* ---- streams: tcp, churn, idle ---- */
+/* ---- requests that differ ---- */
+
+/* In the file of a request eight of these are a number, in digits: '#' of the request, and '~'
+ * of the user who makes it, who is another one after so many requests of a connection. */
+enum { DIGITS = 8, FIELDS = 64, USER_REQUESTS = 100 };
+
+static struct {
+    size_t offset;
+    bool user;
+} fields[FIELDS];
+static size_t field_count;
+
+static void find_fields(void) {
+    for (size_t i = 0; i + DIGITS <= options.size; i++) {
+        bool user = !memcmp(message + i, "~~~~~~~~", DIGITS);
+        if (!user && memcmp(message + i, "########", DIGITS))
+            continue;
+        if (field_count == FIELDS)
+            die("the request has more than %d numbers", FIELDS);
+        fields[field_count].offset = i;
+        fields[field_count++].user = user;
+        i += DIGITS - 1;
+    }
+    if (!field_count)
+        die("%s has no number that could vary", options.request);
+}
+
+/* Requests that are pipelined are one: they go out at once, and have the same numbers. */
+static void write_numbers(struct connection *c) {
+    static uint64_t requests;
+    if (!c->message) {
+        c->message = malloc(options.size);
+        memcpy(c->message, message, options.size);
+    }
+    uint64_t user = c->sequence++ / USER_REQUESTS * options.connections;
+    user += (uint64_t)(c - connections);
+    requests++;
+    for (size_t i = 0; i < field_count; i++) {
+        uint64_t number = fields[i].user ? user : requests;
+        for (size_t digit = DIGITS; digit--; number /= 10)
+            c->message[fields[i].offset + digit] = (char)('0' + number % 10);
+    }
+}
+
+/* ---- streams: tcp, churn, idle, http ---- */
 
 static void begin(struct connection *c);
 
@@ -226,8 +340,9 @@ static void fail(struct connection *c) {
 }
 
 static void send_rest(struct connection *c) {
+    const char *data = c->message ? c->message : message;
     while (c->sent < options.size) {
-        ssize_t n = send(c->fd, message + c->sent, options.size - c->sent, MSG_NOSIGNAL);
+        ssize_t n = put(c, data + c->sent, options.size - c->sent);
         if (n < 0) {
             if (errno != EAGAIN && errno != EINTR)
                 fail(c);
@@ -241,6 +356,8 @@ static void begin(struct connection *c) {
     c->started = now();
     c->sent = c->received = 0;
     c->answers = c->head_size = c->left = 0;
+    if (options.vary)
+        write_numbers(c);
     c->busy = true;
     busy++;
     if (c->fd < 0 && !open_stream(c))
@@ -309,16 +426,17 @@ static bool take_echo(struct connection *c, size_t size) {
 static void on_stream(struct connection *c, uint32_t events, uint64_t deadline) {
     if (c->fd < 0)
         return;
-    if (c->busy && (events & EPOLLOUT) && c->sent < options.size)
-        send_rest(c);
+    if (c->busy && (events & EPOLLOUT || c->tls) && c->sent < options.size)
+        send_rest(c); /* a handshake reads before it can write */
     if (c->fd < 0 || !(events & (EPOLLIN | EPOLLHUP | EPOLLERR)))
         return;
-    /* Edge triggered: a short read emptied the socket, a full one must be followed by another. */
-    for (ssize_t n = READ_SIZE; n == READ_SIZE;) {
-        n = recv(c->fd, input, READ_SIZE, 0);
+    /* Edge triggered: a short read emptied the socket, a full one must be followed by another;
+     * so must every record of TLS. */
+    for (ssize_t n = READ_SIZE; n == READ_SIZE || c->tls;) {
+        n = take(c, input, READ_SIZE);
         if (n < 0 && (errno == EAGAIN || errno == EINTR))
             return;
-        bool http = options.mode == HTTP;
+        bool http = options.request != NULL;
         if (n > 0 && c->busy &&
             (http ? take_http(c, input, (size_t)n) : take_echo(c, (size_t)n))) {
             if (http ? c->answers == options.pipeline : c->received == options.size) {
@@ -525,6 +643,8 @@ static void read_request(void) {
     message = malloc(options.size);
     for (size_t i = 0; i < options.pipeline; i++)
         memcpy(message + i * size, input, size);
+    if (options.vary)
+        find_fields();
 }
 
 static void wait_for_line(void) {
@@ -576,8 +696,11 @@ static const char USAGE[] =
     "  -r, --rate N          udp-open: datagrams per second\n"
     "  -t, --timeout MS      udp: when an answer counts as lost (200)\n"
     "  -e, --end-crlf        end each message with CRLF CRLF, for framed servers\n"
-    "  -q, --request FILE    http: the request; its answers must have a Content-Length\n"
+    "  -q, --request FILE    http, churn, idle: the request; its answers must have a\n"
+    "                        Content-Length\n"
     "  -p, --pipeline N      http: send so many at a time (1)\n"
+    "  -v, --vary            http: ######## in the request is its number, ~~~~~~~~ a user's\n"
+    "  -s, --tls             speak TLS 1.3, and believe every certificate\n"
     "  -x, --reset           close connections with RST instead of FIN\n"
     "  -W, --wait            print \"ready\" and await a line before the measured phase,\n"
     "                        and the end of stdin before closing\n";
@@ -593,9 +716,11 @@ static void parse(int argc, char **argv) {
                                           {"reset", 0, 0, 'x'},
                                           {"request", 1, 0, 'q'},
                                           {"pipeline", 1, 0, 'p'},
+                                          {"vary", 0, 0, 'v'},
+                                          {"tls", 0, 0, 's'},
                                           {"wait", 0, 0, 'W'},
                                           {0, 0, 0, 0}};
-    for (int o; (o = getopt_long(argc, argv, "c:m:d:w:r:t:q:p:exW", longs, NULL)) != -1;) {
+    for (int o; (o = getopt_long(argc, argv, "c:m:d:w:r:t:q:p:vsexW", longs, NULL)) != -1;) {
         switch (o) {
         case 'c': options.connections = strtoul(optarg, NULL, 10); break;
         case 'm': options.size = strtoul(optarg, NULL, 10); break;
@@ -607,6 +732,8 @@ static void parse(int argc, char **argv) {
         case 'x': options.reset = true; break;
         case 'q': options.request = optarg; break;
         case 'p': options.pipeline = strtoul(optarg, NULL, 10); break;
+        case 'v': options.vary = true; break;
+        case 's': options.tls = true; break;
         case 'W': options.wait = true; break;
         default: fputs(USAGE, stderr); exit(2);
         }
@@ -637,13 +764,21 @@ static void parse(int argc, char **argv) {
         die("--timeout must be at least 1 ms");
     if (options.pipeline < 1)
         die("--pipeline must be at least 1");
-    if ((options.mode == HTTP) != (options.request != NULL))
-        die("http needs --request, and nothing else has it");
+    if (options.mode == HTTP ? !options.request : options.request && options.mode > IDLE)
+        die("http needs --request, and UDP has none");
+    if (options.mode == TCP && options.request)
+        die("requests are sent in the mode http, not tcp");
+    if (options.mode != HTTP && options.pipeline > 1)
+        die("only http can be pipelined");
+    if (options.vary && !options.request)
+        die("--vary needs --request");
+    if (options.tls && datagrams)
+        die("there is no TLS on UDP");
 }
 
 int main(int argc, char **argv) {
     parse(argc, argv);
-    if (options.mode == HTTP)
+    if (options.request)
         read_request();
     else
         make_message();

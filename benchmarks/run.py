@@ -2,9 +2,9 @@
 
     python benchmarks/run.py --scenario tcp64 --rounds 10 --servers floor,uvloop,pulsar-consumer
 
-Owns: the scenarios, the order of the slices, and the command line.
-Leaves: peers, load, figures and files to the modules of ``harness``. README.md says what the
-figures mean, and what they do not.
+Owns: the order of the slices, and the command line.
+Leaves: scenarios, peers, load, figures and files to the modules of ``harness``. README.md says
+what the figures mean, and what they do not.
 """
 
 import argparse
@@ -14,7 +14,6 @@ import resource
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -22,59 +21,7 @@ from harness import figures, peers, requests, results
 from harness.load import Load, LoadError, Slice, build
 from harness.peers import Peer, Server, StartError
 from harness.process import set_receive_buffers
-
-FLOOR = "floor"
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """A kind of load: the generator's mode, how many connections, and bytes per message."""
-
-    about: str
-    mode: str
-    connections: int = 64
-    size: int = 64
-    rounds: int = 10
-    peers: tuple[Peer, ...] = peers.TCP
-    baseline: str = "uvloop"
-    request: str = ""
-    pipeline: int = 1
-
-    @property
-    def datagrams(self) -> bool:
-        """Whether the servers listen on UDP."""
-        return self.mode.startswith("udp")
-
-
-def _http(about: str, application: str, request: str = "", pipeline: int = 1) -> Scenario:
-    return Scenario(
-        about,
-        "http",
-        rounds=5,
-        peers=peers.http(application),
-        baseline="canned",
-        request=request or application,
-        pipeline=pipeline,
-    )
-
-
-SCENARIOS = {
-    "tcp64": Scenario("TCP echo of 64 B", "tcp"),
-    "tcp64k": Scenario("TCP echo of 64 KiB", "tcp", size=65536),
-    "churn": Scenario("connect, one message of 64 B, close", "churn"),
-    "udp64": Scenario(
-        "UDP echo of 64 B, one datagram in flight per socket", "udp", peers=peers.UDP
-    ),
-    "udp70": Scenario(
-        "UDP echo of 64 B at 70 % of the baseline's top rate", "udp-open", peers=peers.UDP
-    ),
-    "http-hello": _http("HTTP, GET of 13 B", "hello"),
-    "http-pipelined": _http("the same, 16 requests at a time", "hello", pipeline=16),
-    "http-browser": _http("the same, as a browser asks", "hello", "browser"),
-    "http-page": _http("HTTP, GET of 64 KiB", "page"),
-    "http-echo": _http("HTTP, POST of 10 KiB, which comes back", "echo"),
-    "idle": Scenario("memory per idle connection", "idle", connections=5000, rounds=3),
-}
+from harness.scenarios import SCENARIOS, Scenario
 
 
 def main() -> int:
@@ -82,17 +29,20 @@ def main() -> int:
     options = parse()
     if options.list:
         for name, scenario in SCENARIOS.items():
-            print(f"{name:8}{scenario.about}")
-            print(f"        {', '.join(peer.name for peer in scenario.peers)}")
+            print(f"{name:16}{scenario.about}")
+            print(f"{'':16}{', '.join(peer.name for peer in scenario.peers)}")
         return 0
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupted)
     _raise_descriptor_limit()
     try:
-        build()
+        tls = any(SCENARIOS[name].tls for name in options.scenario)
+        build("load", "floor", *(["load-tls"] if tls else []))
+        if tls:
+            peers.write_certificate()
         for name in options.scenario:
             run(name, options)
-    except LoadError as error:
+    except (LoadError, StartError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -106,6 +56,7 @@ def run(name: str, options: argparse.Namespace) -> None:
     scenario = SCENARIOS[name]
     chosen, problems = choose(scenario, options)
     plan = Plan(scenario, options)
+    peers.ACCESS_LOG.unlink(missing_ok=True)
     print(f"\n## {name}: {scenario.about}\n", flush=True)
     before = results.machine()
     if scenario.mode == "idle":
@@ -149,6 +100,7 @@ class Plan:
         self.seconds: float = options.seconds
         self.warmup: float = options.warmup
         self.fresh: bool = options.fresh
+        self.floor: str = scenario.floor
         self.baseline: str = options.baseline or scenario.baseline
         self.rate: float | None = options.rate
         self.receive_buffer: int = options.receive_buffer or _default_receive_buffer()
@@ -159,7 +111,7 @@ class Plan:
     @property
     def references(self) -> list[str]:
         """The servers that all others are compared to."""
-        return [FLOOR] if self.baseline == FLOOR else [FLOOR, self.baseline]
+        return list(dict.fromkeys([self.floor, self.baseline]))
 
     def arguments(self) -> dict[str, Any]:
         """These figures for the results file."""
@@ -172,8 +124,10 @@ class Plan:
             common.append("--end-crlf")
         if self.scenario.request:
             request = requests.write(peers.BUILD, self.scenario.request)
-            common += [f"--request={request}", f"--pipeline={self.scenario.pipeline}"]
-        return Load(mode, self.load_core, self.seconds, self.warmup, (*common, *options))
+            common.append(f"--request={request}")
+        common += self.scenario.options
+        program = "load-tls" if self.scenario.tls else "load"
+        return Load(mode, self.load_core, self.seconds, self.warmup, (*common, *options), program)
 
 
 @contextlib.contextmanager
@@ -203,15 +157,13 @@ def serving(
 
 def start(peer: Peer, plan: Plan) -> Server:
     """Start ``peer`` on the servers' core."""
-    # Ours stop accepting at 1,000 connections unless they are told otherwise.
-    ours = peer.name.startswith("pulsar") and plan.connections > 900
-    extra = ["--max-connections", str(plan.connections * 2)] if ours else []
     return Server(
         peer,
         datagrams=plan.scenario.datagrams,
-        http=plan.scenario.mode == "http",
+        http=bool(plan.scenario.request),
+        tls=plan.scenario.tls,
         core=plan.server_core,
-        extra=extra,
+        crowd=plan.connections > 900,
     )
 
 
@@ -239,6 +191,10 @@ def measure_cost(
     text = figures.table(summaries, plan.references)
     if notes:
         text += f"\n\noffered: {notes['rate']:,} datagrams/s"
+    goals = figures.goals(slices, plan.scenario.goals)
+    if goals:
+        text += f"\n\n{figures.goals_table(goals)}"
+        notes["goals"] = goals
     return {**notes, "servers": data}, text
 
 
@@ -295,7 +251,11 @@ def measure_memory(
     data = {
         name: {"summary": summary, "samples": samples[name]} for name, summary in summaries.items()
     }
-    return {"servers": data}, figures.memory_table(summaries, plan.baseline)
+    text = figures.memory_table(summaries, plan.baseline)
+    goals = figures.memory_goals(samples, plan.scenario.goals)
+    if goals:
+        text += f"\n\n{figures.goals_table(goals)}"
+    return {"goals": goals, "servers": data}, text
 
 
 def _memory_sample(server: Server, plan: Plan) -> dict[str, float]:
@@ -347,7 +307,12 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
-    add("--scenario", type=_scenarios, default="tcp64", help="names with commas, or all (tcp64)")
+    add(
+        "--scenario",
+        type=_scenarios,
+        default="tcp64",
+        help="names with commas, http, or all (tcp64)",
+    )
     add("--servers", type=_names, help="names with commas; all of the scenario's")
     add(
         "--add",
@@ -357,8 +322,8 @@ def parse() -> argparse.Namespace:
         metavar="NAME=COMMAND",
         help="one more server; {port} in the command is replaced",
     )
-    add("--baseline", help="whom to compare with, besides the floor; uvloop, for HTTP canned")
-    add("--rounds", type=_count, help="the scenario's own: 10, idle 3")
+    add("--baseline", help="whom to compare with, besides the floor; uvloop, for HTTP granian")
+    add("--rounds", type=_count, help="the scenario's own: 10, HTTP 5, idle 3")
     add("--seconds", type=float, default=1.0, help="length of a slice (1)")
     add("--warmup", type=float, default=0.2, help="load before each slice, not counted (0.2)")
     add("--connections", type=_count, help="the scenario's own: 64, idle 5000")
@@ -383,11 +348,13 @@ def _names(text: str) -> list[str]:
 
 
 def _scenarios(text: str) -> list[str]:
-    names = list(SCENARIOS) if text == "all" else _names(text)
+    names = _names(text)
+    groups = {"all": list(SCENARIOS), "http": [name for name in SCENARIOS if "http-" in name]}
+    known = [*SCENARIOS, *groups]
     for name in names:
-        if name not in SCENARIOS:
-            raise argparse.ArgumentTypeError(f"{name}: one of {', '.join(SCENARIOS)}, or all")
-    return names
+        if name not in known:
+            raise argparse.ArgumentTypeError(f"{name}: one of {', '.join(known)}")
+    return [each for name in names for each in groups.get(name, [name])]
 
 
 def _custom(text: str) -> Peer:

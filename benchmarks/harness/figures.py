@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any
 
 from .load import Slice
+from .scenarios import Goal
 
 Summary = dict[str, Any]
 
@@ -122,6 +123,65 @@ def _ratio_cell(reference: str) -> Callable[[Summary], str]:
         return ", ".join(f"{ratios[key]:.2f}" for key in ("best", "median", "paired"))
 
     return cell
+
+
+def goals(slices: Mapping[str, Sequence[Slice]], wanted: Sequence[Goal]) -> list[Summary]:
+    """What became of each goal whose servers were measured."""
+    costs = {name: {s.round: s.cost for s in of if s.messages} for name, of in slices.items()}
+    return _goals(costs, wanted)
+
+
+def memory_goals(
+    samples: Mapping[str, Sequence[Mapping[str, float]]], wanted: Sequence[Goal]
+) -> list[Summary]:
+    """The same, in KiB per idle connection."""
+    sizes = {name: dict(enumerate(s["pss_kib"] for s in of)) for name, of in samples.items()}
+    return _goals(sizes, wanted)
+
+
+def _goals(costs: Mapping[str, Mapping[int, float]], wanted: Sequence[Goal]) -> list[Summary]:
+    found = []
+    for goal in wanted:
+        others = [name for name in goal.against if costs.get(name)]
+        if not costs.get(goal.server) or not others:
+            continue
+        own = costs[goal.server]
+        against = min(others, key=lambda name: median(costs[name].values()))
+        other = costs[against]
+
+        def compare(mine: float, theirs: float, added: bool = goal.added) -> float:
+            return mine - theirs if added else mine / theirs
+
+        paired = [compare(own[number], other[number]) for number in own if number in other]
+        if paired:
+            found.append(
+                {
+                    "server": goal.server,
+                    "against": against,
+                    "at_most": goal.at_most,
+                    "unit": "us more" if goal.added else "ratio",
+                    "best": round(compare(min(own.values()), min(other.values())), 4),
+                    "median": round(compare(median(own.values()), median(other.values())), 4),
+                    "paired": round(median(paired), 4),
+                }
+            )
+    return found
+
+
+def goals_table(found: Sequence[Summary]) -> str:
+    """How little a server should cost, and what it did cost: one row per goal."""
+    rows = {}
+    for goal in found:
+        sign = "-" if goal["unit"] == "us more" else "/"
+        rows[f"{goal['server']} {sign} {goal['against']}"] = goal
+    columns: list[Column] = [
+        ("goal, at most", lambda g: f"{g['at_most']:.2f}{' us' * (g['unit'] == 'us more')}"),
+        ("best", lambda g: f"{g['best']:.2f}"),
+        ("median", lambda g: f"{g['median']:.2f}"),
+        ("paired", lambda g: f"{g['paired']:.2f}"),
+        ("met", lambda g: "yes" if g["median"] <= g["at_most"] else "no"),
+    ]
+    return _markdown(rows, columns)
 
 
 def summarise_memory(

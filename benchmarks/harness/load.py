@@ -61,28 +61,45 @@ class Slice:
         return asdict(self)
 
 
-def build() -> None:
-    """Compile what is in C into ``build/`` where it is older than its source."""
+# What is compiled: the source, and flags in front of it and behind it.
+_PROGRAMS = {
+    "load": ("load.c", (), ()),
+    "load-tls": ("load.c", ("-DTLS",), ("-lssl", "-lcrypto")),
+    "floor": ("floor.c", (), ()),
+}
+
+
+def build(*names: str) -> None:
+    """Compile these programs into ``build/`` where they are older than their source."""
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None:
         raise LoadError("a C compiler is needed (cc, or the one that CC names)")
     BUILD.mkdir(exist_ok=True)
-    for name in ("load", "floor"):
-        source, target = HERE / f"{name}.c", BUILD / name
+    for name in names:
+        file, before, behind = _PROGRAMS[name]
+        source, target = HERE / file, BUILD / name
         if not target.exists() or target.stat().st_mtime < source.stat().st_mtime:
-            flags = ["-std=gnu17", "-O2", "-Wall", "-Wextra"]
-            subprocess.run([compiler, *flags, "-o", str(target), str(source)], check=True)
+            flags = ["-std=gnu17", "-O2", "-Wall", "-Wextra", *before, "-o", str(target)]
+            try:
+                subprocess.run([compiler, *flags, str(source), *behind], check=True)
+            except subprocess.CalledProcessError:
+                hint = ": OpenSSL's headers are needed (libssl-dev)" if behind else ""
+                raise LoadError(f"{name} cannot be compiled{hint}") from None
 
 
 @dataclass(frozen=True)
 class Load:
-    """What to ask of the load generator. ``options`` are its own, as in its ``usage``."""
+    """What to ask of the load generator, which is ``program`` in ``build/``.
+
+    ``options`` are its own, as in its ``usage``.
+    """
 
     mode: str
     core: int
     seconds: float
     warmup: float
     options: Sequence[str] = ()
+    program: str = "load"
 
     def slice(self, server: Server, number: int) -> Slice:
         """Load ``server`` once; the CPU time is that of the counted messages alone."""
@@ -109,7 +126,7 @@ class Load:
     @contextlib.contextmanager
     def _generator(self, server: Server) -> Iterator[Tree]:
         command = [
-            str(BUILD / "load"),
+            str(BUILD / self.program),
             self.mode,
             f"{HOST}:{server.port}",
             "--wait",

@@ -21,12 +21,19 @@ BROWSER = (
     "\r\n"
 )
 
+# load.c writes numbers in here: that of the request, and that of a user.
+VARIED = BROWSER.replace("page=2", "item=########").replace(
+    "session=3f1c0a7e9b5d4e6f8a2b1c0d", "session=~~~~~~~~"
+)
+
 REQUESTS = {
     "hello": f"GET / HTTP/1.1\r\n{HOST}\r\n",
     "page": f"GET /page HTTP/1.1\r\n{HOST}\r\n",
     "echo": f"POST /echo HTTP/1.1\r\n{HOST}Content-Type: application/octet-stream\r\n"
     f"Content-Length: 10240\r\n\r\n{'x' * 10240}",
     "browser": BROWSER,
+    "varied": VARIED,
+    "unique": VARIED.replace("Cookie:", "X-Request-Id: 9b5d4e6f8a2b1c0d########\r\nCookie:"),
 }
 
 

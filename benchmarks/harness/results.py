@@ -18,6 +18,9 @@ from .peers import HERE
 
 RESULTS = HERE / "results"
 
+_PACKAGES = ("uvloop", "pulsar", "twisted", "trio", "httptools", "granian", "uvicorn", "gunicorn")
+_PACKAGES += ("bjoern", "fastwsgi", "uwsgi")
+
 
 def save(scenario: str, arguments: Mapping[str, Any], outcome: Mapping[str, Any]) -> Path:
     """Write ``outcome`` as today's result of ``scenario``; replaces an earlier one of today."""
@@ -40,7 +43,7 @@ def versions() -> dict[str, str | None]:
     """What ran: the interpreter, the libraries, and this project's revision."""
     return {
         "python": f"{platform.python_implementation()} {platform.python_version()}",
-        **{name: _version(name) for name in ("uvloop", "twisted", "trio", "pulsar")},
+        **{name: _version(name) for name in _PACKAGES},
         "revision": _revision(),
     }
 

@@ -1,18 +1,25 @@
 """The floor for HTTP in Python: uvloop feeds httptools, and the answer is ready made.
 
-    python canned.py PORT APPLICATION
+    python canned.py PORT APPLICATION [--unparsed] [--tls CERTIFICATE KEY]
 
-Nothing is checked, nobody is called; ``echo`` answers as many bytes as were sent.
+Nothing is checked, nobody is called; ``echo`` answers as many bytes as were sent. With
+``--unparsed`` there is no parser either: as many answers as empty lines have come.
 """
 
+import argparse
 import asyncio
-import sys
+import ssl
 
 import httptools
 import uvloop
 from apps import HELLO, PAGE
 
-NAME = sys.argv[2]
+parser = argparse.ArgumentParser()
+parser.add_argument("port", type=int)
+parser.add_argument("application", choices=["hello", "page", "echo"])
+parser.add_argument("--unparsed", action="store_true")
+parser.add_argument("--tls", nargs=2)
+OPTIONS = parser.parse_args()
 
 
 def _answer(body: bytes) -> bytes:
@@ -22,7 +29,17 @@ def _answer(body: bytes) -> bytes:
     )
 
 
-READY = {"hello": _answer(HELLO), "page": _answer(PAGE), "echo": None}[NAME]
+READY = {"hello": _answer(HELLO), "page": _answer(PAGE), "echo": None}[OPTIONS.application]
+
+
+class Unparsed(asyncio.Protocol):
+    """One connection whose requests come in whole, and have no body."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.transport.write(READY * data.count(b"\r\n\r\n"))  # type: ignore[attr-defined, operator]
 
 
 class Canned(asyncio.Protocol):
@@ -56,8 +73,16 @@ class Canned(asyncio.Protocol):
 
 async def main() -> None:
     """Serve for ever."""
+    context = None
+    if OPTIONS.tls:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*OPTIONS.tls)
     server = await asyncio.get_running_loop().create_server(
-        Canned, "127.0.0.1", int(sys.argv[1]), backlog=2048
+        Unparsed if OPTIONS.unparsed else Canned,
+        "127.0.0.1",
+        OPTIONS.port,
+        backlog=2048,
+        ssl=context,
     )
     await server.serve_forever()
 

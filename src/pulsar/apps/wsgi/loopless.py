@@ -7,8 +7,9 @@ A synchronous application blocks the loop while it runs, so no running loop is a
 it. To see one does harm: Django's ORM refuses to work, asyncio.run() and asgiref's bridges
 to ``async`` views refuse to run another, and database connections are kept for each client
 instead of each thread. What makes a Future of a coroutine finds the loop all the same:
-``ensure_future`` looks for the thread's loop then, whether it runs or not. An ``async def``
-application sees the loop that runs it.
+``ensure_future`` looks for the thread's loop then, whether it runs or not, until somebody calls
+``asyncio.run``, which leaves the thread without one. An ``async def`` application sees the loop
+that runs it.
 """
 
 from __future__ import annotations
