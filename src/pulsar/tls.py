@@ -27,6 +27,25 @@ _CERT_REQS = {
 _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
 
+# No record of TLS holds more bytes (RFC 8446 section 5.1).
+_RECORD = 16 * 1024
+
+
+class _Object(ssl.SSLObject):
+    """Reads no more at a time than there can be.
+
+    Event loops ask for 256 KiB, which Python allocates before it knows what has come. Where
+    the heap has no such hole, that is a mapping made, touched and given back per request.
+    """
+
+    def read(self, len: int = 1024, buffer: Any = None) -> Any:
+        return super().read(min(len, _RECORD), buffer)
+
+
+class _Context(ssl.SSLContext):
+    sslobject_class = _Object
+
+
 def server_context(
     cert_file: StrPath,
     key_file: StrPath | None = None,
@@ -48,7 +67,7 @@ def server_context(
 
     Raises ``ImproperlyConfigured`` for a file or a value that cannot be used.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context = _Context(ssl.PROTOCOL_TLS_SERVER)
     if minimum_version not in _VERSIONS:
         raise ImproperlyConfigured(
             f"minimum TLS version {minimum_version!r}: accepted are '1.2' and '1.3'"
@@ -112,7 +131,7 @@ def client_context(
 
     Raises ``ImproperlyConfigured`` for a file or a value that cannot be used.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context = _Context(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
     if verify is True:
