@@ -84,10 +84,12 @@ def split_fields(block: bytes) -> Fields:
     known = _fields.get
     for line in lines:
         key, value = known(line) or _read(line)
-        if key in cgi:
-            value = _joined(key, cgi[key], value)
         cgi[key] = value
-    cgi.pop("", None)
+    if len(cgi) != len(lines) or "" in cgi:
+        # A name came twice, or CGI has none for it.
+        lines, cgi, again = [], {}, lines
+        for line in again:
+            add_field(lines, cgi, line)
     return Fields(lines, cgi)
 
 
