@@ -703,6 +703,8 @@ def test_a_tree_says_the_same(
 ) -> None:
     (here / "server.toml").write_text("keep-alife = 5\n")
     (here / "broken.py").write_text("def work():\n    return 1 / 0\n\nwork()\n")
+    if "--bind" not in arguments:
+        arguments = (*arguments, *ANYWHERE)
     said = typed(*arguments)
     assert said[0] == code
     assert run(here, *arguments) == said
