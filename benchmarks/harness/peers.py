@@ -228,11 +228,11 @@ class Server:
         self,
         peer: Peer,
         *,
-        datagrams: bool,
-        http: bool,
-        tls: bool,
         core: int,
-        crowd: bool,
+        datagrams: bool = False,
+        http: bool = False,
+        tls: bool = False,
+        crowd: bool = False,
     ) -> None:
         """Start ``peer`` on ``core``, for thousands of connections if ``crowd``.
 

@@ -261,7 +261,7 @@ def price_of(
     for number in range(options.rounds or 5):
         # New processes every time: memory may lie luckily in one.
         for peer in shuffled(peers, number):
-            server = Server(peer, datagrams=False, core=options.cores[0], extra=[])
+            server = Server(peer, core=options.cores[0])
             try:
                 server.wait()
                 slices[peer.name] += [load.slice(server, 2 * number + turn) for turn in (0, 1)]
