@@ -22,6 +22,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Coroutine
+from contextvars import Context
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import ConnectionClosed, ProtocolError
@@ -118,6 +119,7 @@ class Connection(FlowControl, Protocol):
         "_tail_for_next",
         "_tasks",
         "_write_waiters",
+        "context",
         "extra",
     )
 
@@ -153,6 +155,8 @@ class Connection(FlowControl, Protocol):
         self._processed = 0
         # For consumers: what lasts as long as the connection.
         self.extra: Any = None
+        # What their tasks run in; None: in a copy of the one that makes them, as usual.
+        self.context: Context | None = None
         self._consumer: ProtocolConsumer | None = None
         self._client = producer is not None and not producer.server_side
         # What was written while a consumer is being fed: nothing yet (empty bytes),
@@ -502,7 +506,7 @@ class Connection(FlowControl, Protocol):
         self, consumer: ProtocolConsumer, coro: Coroutine[Any, Any, T], hold: bool = True
     ) -> asyncio.Task[T]:
         """Run ``coro`` for ``consumer``: see ``ProtocolConsumer.create_task``."""
-        task = asyncio.get_running_loop().create_task(coro)
+        task = asyncio.get_running_loop().create_task(coro, context=self.context)
         if self._tasks is None:
             self._tasks = set()
         self._tasks.add(task)

@@ -7,7 +7,9 @@ import hashlib
 import logging
 import random
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -451,3 +453,50 @@ def test_many_connections_and_few_threads(run: Run) -> None:
             await asyncio.gather(*map(one, range(20)))
 
     run(main())
+
+
+BOUND: ContextVar[str] = ContextVar("bound")
+
+
+@pytest.mark.parametrize("how", ["whole", "gone", "write"])
+def test_an_application_and_its_iterable_share_a_context(
+    run: Run, mode: Mode, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As with Flask's stream_with_context: what is set in the call is reset at the end."""
+    closed = asyncio.Event()
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+
+        def app(environ: Environ, start_response: Any) -> Iterator[bytes]:
+            token = BOUND.set(environ["PATH_INFO"])
+            write = start_response("200 OK", [])
+            if how == "write":
+                write(b"w" * 1000)
+
+            def pieces() -> Iterator[bytes]:
+                try:
+                    for number in range(200):
+                        assert BOUND.get() == environ["PATH_INFO"]
+                        time.sleep(0.0005)  # so that others have their turn
+                        yield b"%d " % number * (100 if how == "gone" else 1)
+                        while how == "gone" and number == 199:
+                            yield b"x" * 100_000
+                finally:
+                    BOUND.reset(token)
+                    loop.call_soon_threadsafe(closed.set)
+
+            return pieces()
+
+        async with served(app, **mode) as server, await server.client() as client:
+            if how == "gone":
+                await client.send(request("/a"))
+                await client.until(b"199 ")
+                client.abort()
+            else:
+                for path in ("/a", "/b"):
+                    assert (await client.get(path)).body.endswith(b" 198 199 ")
+            await closed.wait()
+
+    run(main())
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]

@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 import threading
 from asyncio import _set_running_loop
+from contextvars import Context
 from time import monotonic, thread_time
 from typing import TYPE_CHECKING, Any
 
@@ -111,18 +112,19 @@ class AutoThreads(Threads):
             return
         unfinished = False
         loop = response.connection._loop  # type: ignore[union-attr]  # noqa: SLF001
+        context: Context = response.connection.context  # type: ignore[union-attr, assignment]
         try:
             # As the response does it without threads.
             _set_running_loop(None)
             try:
-                result = response.site.application(environ, response.start_response)
+                result = context.run(response.site.application, environ, response.start_response)
             finally:
                 _set_running_loop(loop)
             if type(result) is list and len(result) == 1 and type(result[0]) is bytes:
                 response.answer(result[0])
             else:
                 response.threaded = False
-                deliver(response, result)
+                context.run(deliver, response, result)
                 unfinished = response.iterable is not None
         except KeyboardInterrupt:
             raise

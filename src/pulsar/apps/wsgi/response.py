@@ -20,6 +20,7 @@ import struct
 import sys
 from asyncio import _set_running_loop
 from collections.abc import Callable, Sequence
+from contextvars import copy_context
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -198,13 +199,14 @@ class HttpServerResponse(RequestReader):
             # See loopless, which costs a call more.
             _set_running_loop(None if site.hides_loop else loop)
             try:
-                result = site.application(environ, self.start_response)
+                result = connection.context.run(site.application, environ, self.start_response)  # type: ignore[union-attr]
             finally:
                 _set_running_loop(loop)
             if type(result) is list and len(result) == 1 and type(result[0]) is bytes:
                 self.answer(result[0])
             else:
-                deliver(self, result)
+                # In the same context: what the application sets there, its iterable resets.
+                connection.context.run(deliver, self, result)  # type: ignore[union-attr]
         except KeyboardInterrupt:
             raise
         except BaseException as exc:
@@ -574,10 +576,16 @@ class HttpServerResponse(RequestReader):
                 # It may have to do with what its thread has opened, and it may wait.
                 self.site.threads.submit(lambda: close_iterable(iterable))
             else:
-                close_iterable(iterable, self.hidden_loop)
+                self._close_iterable(iterable)
         file, self._input = self._input, None
         if file is not None:
             file.close()
+
+    def _close_iterable(self, iterable: Any) -> None:
+        try:
+            self.connection.context.run(close_iterable, iterable, self.hidden_loop)  # type: ignore[union-attr]
+        except RuntimeError:  # it is ours already
+            close_iterable(iterable, self.hidden_loop)
 
     # Errors
 
@@ -658,6 +666,7 @@ def _too_short(missing: int) -> str:
 def _of_connection(connection: Connection) -> dict[str, Any]:
     """The connection's part of an environment; kept with it."""
     transport = connection.transport
+    connection.context = copy_context()
     extra = connection.extra = connection_environ(
         transport.get_extra_info("sockname"),
         transport.get_extra_info("peername"),
