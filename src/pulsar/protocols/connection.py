@@ -260,11 +260,11 @@ class Connection(FlowControl, Protocol):
                         self._flush()
                         if not (self._paused or self._holds or self._loop is None):
                             # Let others have their turn.
-                            self._hold(tail, behind)
+                            self._hold(tail, behind, for_next=False)
                             self._loop.call_soon(self._go_on)
                             break
                     if self._paused or self._holds:
-                        self._hold(tail, behind)
+                        self._hold(tail, behind, for_next=False)
                         break
                     written = self._pieces()
                 elif not tail and behind is None:
@@ -726,7 +726,11 @@ class Connection(FlowControl, Protocol):
             return
         self._flush()
         self._stop()
-        transport.write_eof()
+        try:
+            transport.write_eof()
+        except OSError:
+            transport.abort()  # reset meanwhile: asyncio's shutdown() says ENOTCONN
+            return
         transport.resume_reading()
         loop.call_later(linger, transport.close)
 
@@ -782,14 +786,14 @@ class Connection(FlowControl, Protocol):
 
     def give_way(self) -> bool:
         """The server needs room: close, unless something is in hand. True: it is closing."""
-        if self._closing or self._paused or self._holds or self._tasks:
+        if self._closing or self._paused or self._holds or self._tasks or self._tail:
             return False
-        if not self.busy:
+        consumer = self._consumer
+        if consumer is None or consumer._state == NEW:
             self._close_idle()
             return self._closing
-        consumer = self._consumer
-        if consumer is None or consumer._state != STARTED:
-            return False
+        if consumer._state != STARTED or not self.busy:
+            return False  # it lives as long as its connection
         try:
             return consumer.give_way()
         except Exception as exc:

@@ -287,3 +287,82 @@ def test_reading_as_from_a_file(run: Run) -> None:
         assert incoming.size == 18
 
     run(main())
+
+
+def test_what_a_generator_awaits_reads_a_body_that_is_complete(run: Run) -> None:
+    def app(environ: Environ, start_response: Any) -> Iterator[Any]:
+        async def read() -> bytes:
+            return b"%d" % len(environ["wsgi.input"].read())
+
+        start_response("200 OK", TEXT)
+        yield b"read "
+        yield read()
+
+    async def main() -> None:
+        async with served(app, thread_workers=2) as server, await server.client() as client:
+            await client.send(head("Content-Length: 1000000") + b"x" * 100_000)
+            await client.until(b"read ")
+            await client.send(b"x" * 900_000)
+            assert (await client.answer()).body == b"read 1000000"
+            assert (await client.get()).body == b"read 0"
+
+    run(main())
+
+
+def test_a_client_is_told_to_go_on_before_an_answer_that_comes_first(run: Run) -> None:
+    def app(environ: Environ, start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", TEXT)
+        yield b"first "
+        yield environ["wsgi.input"].read()
+
+    async def main() -> None:
+        async with served(app, thread_workers=2) as server, await server.client() as client:
+            await client.send(head("Content-Length: 3", "Expect: 100-continue"))
+            await client.until(b"first ")
+            await client.send(b"one")
+            answer = await client.answer()
+            assert (answer.interim, answer.body, answer.closes) == ([100], b"first one", False)
+
+    run(main())
+
+
+def test_threads_wait_for_nobody_who_has_been_answered(run: Run) -> None:
+    def app(environ: Environ, start_response: Any) -> Iterable[bytes]:
+        start_response("200 OK", TEXT)
+        if environ["PATH_INFO"] == "/read":
+            return [environ["wsgi.input"].read()]
+        return [b"unread"]
+
+    async def main() -> None:
+        async with served(app, thread_workers=2) as server, await server.client() as silent:
+            await silent.send(request("/", "Content-Length: 100", method="POST") + b"some")
+            assert (await silent.answer()).body == b"unread"
+            async with await server.client() as other:
+                await other.send(request("/read", "Content-Length: 6", method="POST") + b"one")
+                site = server.application._site
+                assert site is not None
+                assert site.threads is not None
+                while not site.threads.waiting:  # it is read early: the silent one has let go
+                    await asyncio.sleep(0.01)
+                await other.send(b"two")
+                assert (await other.answer()).body == b"onetwo"
+            # Nor does a server that stops.
+            await server.server.close(timeout=None, linger=0)
+            assert await silent.rest() == b""
+
+    run(main())
+
+
+def test_a_large_body_that_is_collected_goes_to_a_file(run: Run) -> None:
+    async def main() -> None:
+        incoming = Incoming(b"", lambda: None)
+        incoming.collect()
+        for _ in range(20):
+            assert not incoming.add(b"x" * 100_000)
+        assert incoming._spool is not None
+        incoming.end()
+        assert len(incoming.input.read()) == 2_000_000
+        incoming.drop()
+        assert incoming._spool is None
+
+    run(main())

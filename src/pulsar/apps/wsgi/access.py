@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 import json
 import logging
 import os
@@ -208,7 +209,7 @@ class AccessLog:
 
     def flush(self) -> None:
         """Write what there is."""
-        if not self._lines:
+        if not (self._lines or self._waiting):
             return
         data = self._waiting + "".join(self._lines).encode("ascii", "backslashreplace")
         self._lines.clear()
@@ -224,6 +225,8 @@ class AccessLog:
                 data = data[os.write(self._descriptor, data[:size]) :]
         except BlockingIOError:
             self._waiting = data if len(data) <= _WAITING else b""
+            with contextlib.suppress(RuntimeError):  # the last lines, behind the loop's end
+                asyncio.get_running_loop().call_later(_FLUSH, self.flush)
         except OSError as exc:
             self._complain("the access log cannot be written: %s", exc)
 

@@ -164,7 +164,10 @@ async def _later(response: HttpServerResponse, result: Any) -> None:
         if _is_async_only(type(result)):
             await _send_async(response, result)
         else:
+            connection = response.connection
             deliver(response, await result)
+            if response.iterable is None and connection is not None:
+                connection.context = None  # as the response does, where it has more to do
     except BaseException as exc:
         _failed(response, exc)
 

@@ -13,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
+from typing import IO
 
 from ...errors import ConnectionClosed
 
@@ -51,6 +52,10 @@ class Incoming:
         self._collects = False
         #: ``discard`` was called.
         self.discards = False
+        #: Called once, when no thread has to do with it any more.
+        self.unwanted: Callable[[object], None] | None = None
+        # What has come beyond that, where it is read when it is complete.
+        self._spool: IO[bytes] | None = None
 
     # On the loop
 
@@ -60,8 +65,15 @@ class Incoming:
         with self._changed:
             self._hungry = monotonic() if self._collects or self.discards else 0.0
             if not self.discards:
-                self._pieces.append(memoryview(data))
-                self._held += len(data)
+                if self._collects and self._held > _AHEAD:
+                    if self._spool is None:
+                        import tempfile  # only here: see Body
+
+                        self._spool = tempfile.TemporaryFile()  # noqa: SIM115 - see drop
+                    self._spool.write(data)
+                else:
+                    self._pieces.append(memoryview(data))
+                    self._held += len(data)
                 self._changed.notify()
             return not self.wants_more
 
@@ -71,6 +83,8 @@ class Incoming:
             if not self.over:
                 self.over = True
                 self._error = error
+                if self._spool is not None:
+                    self._spool.seek(0)
                 self.ended.set()
             self._changed.notify()
 
@@ -83,13 +97,27 @@ class Incoming:
         self._collects = True
         self._hungry = monotonic()
 
+    def forgo(self, task: object = None) -> None:
+        """Let others wait for their clients: this one is nobody's business any more."""
+        unwanted, self.unwanted = self.unwanted, None
+        if unwanted is not None:
+            unwanted(self)
+
     def discard(self) -> None:
         """Drop whatever comes: nobody reads any more."""
+        self.forgo()
         with self._changed:
             self.discards = True
             self._pieces.clear()
             self._held = 0
             self._hungry = monotonic()
+
+    def drop(self) -> None:
+        """The response is complete: let go of the file."""
+        with self._changed:
+            if self.over and self._spool is not None:
+                self._spool.close()
+                self._spool = None
 
     @property
     def wants_more(self) -> bool:
@@ -103,6 +131,15 @@ class Incoming:
 
     # In the thread
 
+    def gather(self) -> None:
+        """Wait until the body is complete, or never will be."""
+        with self._changed:
+            self._collects = True
+            while not self.over:
+                self._hungry = self._hungry or monotonic()
+                self._wanted()
+                self._changed.wait()
+
     def take(self, buffer: memoryview) -> int:
         """Fill ``buffer``, as far as something is there, and wait where nothing is.
 
@@ -111,6 +148,11 @@ class Incoming:
         """
         with self._changed:
             while not self._pieces:
+                if self.over and self._spool is not None:
+                    data = self._spool.read(len(buffer))
+                    if data:
+                        buffer[: len(data)] = data
+                        return len(data)
                 if self._error is not None:
                     raise self._error
                 if self.over:

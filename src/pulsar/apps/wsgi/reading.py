@@ -232,8 +232,9 @@ class RequestReader(ProtocolConsumer):
         # A client that is answered before it is told to go on may send the body, or not.
         self._keep_alive = request.keep_alive and self._told
         threads.waiting += 1
+        incoming.unwanted = threads.waited  # called once: by discard() or at the end
         # Not in the coroutine: one that is cancelled at once never runs.
-        self.create_task(self._attend(incoming), hold=False).add_done_callback(threads.waited)
+        self.create_task(self._attend(incoming), hold=False).add_done_callback(incoming.forgo)
         return True
 
     def _call_for_body(self) -> None:

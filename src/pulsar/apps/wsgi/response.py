@@ -20,7 +20,6 @@ import struct
 import sys
 from asyncio import _set_running_loop
 from collections.abc import Callable, Sequence
-from contextvars import copy_context
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +29,7 @@ from ...protocols.consumer import ProtocolConsumer
 from ...protocols.flow import LOST, WRITTEN
 from ...wire.http11 import (
     CHUNKED,
+    CONTINUE,
     UNTIL_CLOSE,
     Request,
     RequestParser,
@@ -155,6 +155,11 @@ class HttpServerResponse(RequestReader):
 
     def goodbye(self) -> bool:
         """The server stops. The answer says so, unless its head has been sent."""
+        body = self.coming if self.request is not None else None
+        if body is not None and body.discards:
+            # It has been answered: nobody waits for the rest of it.
+            self._cut_off()
+            return True
         if self.request is None or self.headers_sent is None or not self._keep_alive:
             return False
         # The client may send one more request: that is told.
@@ -192,6 +197,8 @@ class HttpServerResponse(RequestReader):
             environ["wsgi.input"] = self._body.input
         if request.upgrade:
             environ["pulsar.upgrade"] = self.upgrade
+        if connection.context is None:  # type: ignore[union-attr]
+            connection.context = site.context.copy()  # type: ignore[union-attr]
         if site.special and self._handed_over(environ):
             return
         loop = connection._loop  # type: ignore[union-attr]  # noqa: SLF001 - the hot path
@@ -453,7 +460,7 @@ class HttpServerResponse(RequestReader):
                 head = self._head(size)
                 body = self._fit(body)
         self._put_both(head, body) if body else self._put(head)
-        if self.iterable is not None or self._input is not None:
+        if self.iterable is not None or self._input is not None or self._body is not None:
             self.close_all()
         if site.access is not None:
             self.status = plan.code
@@ -477,6 +484,10 @@ class HttpServerResponse(RequestReader):
             raise PulsarException("the application has sent a body before start_response")
         if not data and not force:
             return WRITTEN
+        if self._body is not None and self.coming is not None and not self._told:
+            # The application may read behind its first piece: no 100 can follow the head.
+            self._go_on()
+            self._put(CONTINUE)
         head = self._head(None)
         data = self._fit(data)
         return self._put_both(head, data) if data else self._put(head)
@@ -542,6 +553,8 @@ class HttpServerResponse(RequestReader):
     def _done(self) -> None:
         """The response is complete."""
         self._log()
+        # The next request has its own.
+        self.connection.context = None  # type: ignore[union-attr]
         body = None if self._body is None else self.coming
         if not self._keep_alive:
             # A client that wanted to go on may have sent more.
@@ -580,6 +593,8 @@ class HttpServerResponse(RequestReader):
         file, self._input = self._input, None
         if file is not None:
             file.close()
+        if type(self._body) is Incoming:
+            self._body.drop()
 
     def _close_iterable(self, iterable: Any) -> None:
         try:
@@ -611,6 +626,10 @@ class HttpServerResponse(RequestReader):
         """End the connection so that the client sees that the response is not whole."""
         connection = self.connection
         assert connection is not None
+        if self._body is not None:
+            self._body.close()
+        if self.call is not None:
+            self.call.lose()
         self._log()
         if self._framing == UNTIL_CLOSE:
             sock = connection.transport.get_extra_info("socket")
@@ -666,7 +685,6 @@ def _too_short(missing: int) -> str:
 def _of_connection(connection: Connection) -> dict[str, Any]:
     """The connection's part of an environment; kept with it."""
     transport = connection.transport
-    connection.context = copy_context()
     extra = connection.extra = connection_environ(
         transport.get_extra_info("sockname"),
         transport.get_extra_info("peername"),

@@ -7,6 +7,7 @@ Leaves: a request to ``response``.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import copy_context
 from typing import Any, ClassVar
 
 from ...config import Config
@@ -52,6 +53,8 @@ class Site:
         #: It is not ``async``, and sees no running loop: see ``loopless``.
         self.hides_loop = not is_asynchronous(application)
         self.cfg = cfg
+        #: What requests begin with, see ``Connection.context``.
+        self.context = copy_context()
         #: Seconds that the head of a request may take.
         self.head_timeout = float(cfg.head_timeout)
         #: Seconds that a client may be silent in the middle of a body; 0: as long as it likes.

@@ -256,6 +256,10 @@ class ThreadCall:
     def _await(self, awaitable: Awaitable[bytes]) -> bytes:
         """What ``awaitable`` gives on the loop."""
 
+        body = self._response.coming
+        if body is not None:
+            body.gather()  # on the loop nobody may wait for it
+
         async def wait() -> bytes:
             return await awaitable
 
@@ -326,6 +330,8 @@ class ThreadCall:
         awaited = self._awaited
         if awaited is not None:
             awaited.cancel()
+        if self._over:
+            self.threads.tell(self)  # it waited for the body: nobody else buries it
 
     def collect(self) -> None:
         """Take over what the thread has put there."""
@@ -395,7 +401,10 @@ class ThreadCall:
             close_iterable(result)
         error, self._error = self._error, None
         if error is not None and not isinstance(error, ConnectionClosed):
-            response.fail(error)
+            if self._answered:
+                logger.error("close() of what the application has returned failed", exc_info=error)
+            else:
+                response.fail(error)
         elif self._lost:
             response.close_all()
 
