@@ -35,7 +35,8 @@ DESCRIPTION = """
     Serve THING from MODULE on sockets: a ProtocolConsumer class, an asyncio protocol class, a
     factory of either, a coroutine function handler(reader, writer), a WSGI application, or a
     pulsar application. Servers that run are seen to with pulsar ps, status, reload, scale, stop
-    and config.
+    and config. Which options there are depends on THING: pulsar serve MODULE:THING --help shows
+    those of a web application, such as --threads and --access-log, where it is one.
 """
 
 # What MODULE alone stands for, as with gunicorn.

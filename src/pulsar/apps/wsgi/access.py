@@ -3,8 +3,8 @@
 Owns: ``AccessLog``: the format, with gunicorn's atoms, or JSON; the file.
 Leaves: what has happened to the responses.
 
-Lines are kept for a tenth of a second, or until there are many, and written with one
-system call: a crash loses no more than those. What clients send is escaped: nothing in it
+The lines of one turn of the loop are written with one system call: a crash loses no more
+than those. What clients send is escaped: nothing in it
 ends a line, or a value in quotes. It is also cut, so that a line with a few of them stays
 below ``PIPE_BUF``: then the lines of several processes do not mix, in a pipe either.
 """
@@ -59,10 +59,10 @@ _odd = re.compile(r"[^ !#-\[\]-~]")
 _CACHED = 512
 _CACHED_LENGTH = 256
 
-# Seconds that a line may be kept, and how many lines; bytes that may wait for a reader that
-# is slow.
-_FLUSH = 0.1
+# Lines are written when the turn of the loop ends or, if it is a long one, so many. Where a
+# reader is slow it is tried again after so many seconds, and so many bytes may wait for it.
 _LINES = 250
+_FLUSH = 0.1
 _WAITING = 1024 * 1024
 
 # Seconds between looks whether the file has been moved, and between complaints.
@@ -183,7 +183,7 @@ class AccessLog:
         partial = (request and request.extra) or self._partial(request)
         self._lines.append(partial % tuple([get(response) for get in self._gets]))
         if len(self._lines) == 1:
-            asyncio.get_running_loop().call_later(_FLUSH, self.flush)
+            asyncio.get_running_loop().call_soon(self.flush)
         elif len(self._lines) >= _LINES:
             self.flush()
 
