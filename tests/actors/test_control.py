@@ -842,7 +842,7 @@ def test_other_names_are_no_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         f"{start} 00010000 0001 01 12345 /srv/@pulsar/{me}/6",
         f"{start} 00010000 0001 01 12345 @pulsar/{me}/7/8",
         f"{start} 00010000 0001 01 12345 @pulsar/{me}/9@",
-        f"{start} 00010000 0001 01 12345 @pulsar/root/10",
+        f"{start} 00010000 0001 01 12345 @pulsar/who/10",
         f"{start} 00010000 0001 01 12345",
     ]
     table = tmp_path / "unix"

@@ -14,12 +14,9 @@ from __future__ import annotations
 
 import re
 import threading
-from asyncio import _set_running_loop
-from contextvars import Context
 from time import monotonic, thread_time
 from typing import TYPE_CHECKING, Any
 
-from .delivery import deliver
 from .threads import ThreadCall, Threads
 
 if TYPE_CHECKING:
@@ -110,26 +107,9 @@ class AutoThreads(Threads):
         if (now >= kind.until and not self._renew(kind, now)) or request.upgrade:
             self.hand_over(response, TimedCall(response, environ, self, kind))
             return
-        unfinished = False
-        loop = response.connection._loop  # type: ignore[union-attr]  # noqa: SLF001
-        context: Context = response.connection.context  # type: ignore[union-attr, assignment]
-        try:
-            # As the response does it without threads.
-            _set_running_loop(None)
-            try:
-                result = context.run(response.site.application, environ, response.start_response)
-            finally:
-                _set_running_loop(loop)
-            if type(result) is list and len(result) == 1 and type(result[0]) is bytes:
-                response.answer(result[0])
-            else:
-                response.threaded = False
-                context.run(deliver, response, result)
-                unfinished = response.iterable is not None
-        except KeyboardInterrupt:
-            raise
-        except BaseException as exc:
-            response.fail(exc)
+        response.threaded = False
+        response.call_here(environ)
+        unfinished = response.iterable is not None
         took = monotonic() - now
         if took > _QUICK or unfinished:
             self._held_up(kind, took, unfinished)

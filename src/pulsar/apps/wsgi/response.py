@@ -199,8 +199,13 @@ class HttpServerResponse(RequestReader):
             environ["pulsar.upgrade"] = self.upgrade
         if connection.context is None:  # type: ignore[union-attr]
             connection.context = site.context.copy()  # type: ignore[union-attr]
-        if site.special and self._handed_over(environ):
-            return
+        if not site.special or not self._handed_over(environ):
+            self.call_here(environ)
+
+    def call_here(self, environ: dict[str, Any]) -> None:
+        """Call the application on the loop, and send what it returns."""
+        connection = self.connection
+        site = self.site
         loop = connection._loop  # type: ignore[union-attr]  # noqa: SLF001 - the hot path
         try:
             # See loopless, which costs a call more.
@@ -597,10 +602,14 @@ class HttpServerResponse(RequestReader):
             self._body.drop()
 
     def _close_iterable(self, iterable: Any) -> None:
+        context = self.connection.context  # type: ignore[union-attr]
         try:
-            self.connection.context.run(close_iterable, iterable, self.hidden_loop)  # type: ignore[union-attr]
-        except RuntimeError:  # it is ours already
-            close_iterable(iterable, self.hidden_loop)
+            if context is not None:
+                context.run(close_iterable, iterable, self.hidden_loop)
+                return
+        except RuntimeError:
+            pass  # we are in it already
+        close_iterable(iterable, self.hidden_loop)
 
     # Errors
 
