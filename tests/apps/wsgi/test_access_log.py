@@ -354,7 +354,9 @@ def test_standard_output(run: Run, mode: Mode, capfd: pytest.CaptureFixture[str]
 # The settings
 
 
-@pytest.mark.parametrize("format", ["%(x)s", "%(h)", "%h", "%", "", "%({}i)s", "%({a}x)s", 1])
+@pytest.mark.parametrize(
+    "format", ["jsn", "%(x)s", "%(h)", "%h", "%", "", "%({}i)s", "%({a}x)s", 1]
+)
 def test_a_format_that_cannot_be(format: Any) -> None:
     with pytest.raises(ImproperlyConfigured, match="access_log_format"):
         WSGIServer(app, load_config=False, access_log_format=format)

@@ -78,6 +78,8 @@ def access_format(value: object) -> str:
     if not isinstance(value, str) or not value:
         raise ValueError("give json, or a text with atoms such as %(h)s")
     if value != "json":
+        if "%(" not in value:
+            raise ValueError("there is no atom in it, such as %(h)s, and it is not json")
         for match in _atom.finditer(value):
             if match[2] != "%" and not _is_known(match[1]):
                 raise ValueError(f"there is no atom {match[0]}")
